@@ -1,0 +1,119 @@
+"""One flat command line from a configuration: ``--config`` supplies defaults, flags override."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+import yaml
+
+from Utils.config import Config, validate
+from Utils.errors import UserError
+from Utils.registry import unknown
+
+C = TypeVar("C", bound=Config)
+
+
+def parse(schema: type[C], argv: list[str] | None = None, epilog: str = "") -> C:
+    """The configuration that the command line asks for.
+
+    Args:
+        schema: the configuration's class; its docstring is the help's first paragraph.
+        argv: the arguments, ``sys.argv[1:]`` if not given.
+        epilog: text for the end of ``--help``.
+
+    Raises:
+        UserError: unknown flags or keys, values of a wrong type or out of bounds.
+        SystemExit: with 0, after ``--help`` was printed.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    argv, defaults = _config_file(schema, argv)
+    flags = _flags(schema, defaults)
+    if "--help" in argv or "-h" in argv:
+        _print_help(schema, flags, epilog)
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(captured):
+            parsed: Any = tyro.cli(flags, args=argv)
+    except SystemExit:
+        raise UserError(_one_line(captured.getvalue(), flags)) from None
+    return validate(schema, dataclasses.asdict(parsed), "command line")
+
+
+def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
+    """A plain dataclass with the schema's fields: tyro reads it, pydantic checks it after."""
+    fields: list[Any] = []
+    for name, info in schema.model_fields.items():
+        kind: Any = info.annotation
+        for extra in info.metadata:
+            kind = Annotated[kind, extra]
+        kind = Annotated[kind, tyro.conf.arg(help=info.description)]
+        default = defaults.get(name, info.get_default(call_default_factory=True))
+        fields.append((name, kind, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(schema.__name__, fields)
+
+
+def _print_help(schema: type[Config], flags: type, epilog: str) -> None:
+    description = (schema.__doc__ or "").strip()
+    config_help = "--config FILE supplies defaults from a YAML file; flags override it."
+    text = f"{description}\n\n{config_help}\n\n{epilog}".strip()
+    tyro.cli(flags, args=["--help"], description=text)
+
+
+def _config_file(schema: type[Config], argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take ``--config FILE`` out of ``argv`` and read it."""
+    rest, path = [], None
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            path = next(arguments, None)
+            if path is None:
+                raise UserError("--config is missing its file; give a YAML file")
+        elif argument.startswith("--config="):
+            path = argument.removeprefix("--config=")
+        else:
+            rest.append(argument)
+    return rest, read_config_file(schema, Path(path)) if path else {}
+
+
+def read_config_file(schema: type[Config], path: Path) -> dict[str, Any]:
+    """The values in a YAML file whose keys are the long flags, with ``-`` or ``_``.
+
+    Args:
+        schema: the configuration whose fields may be set.
+        path: the file.
+
+    Raises:
+        UserError: if it cannot be read, is no mapping, or has unknown keys or bad values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"--config {path}: expected 'flag: value' lines, found {type(content).__name__}"
+        )
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for key in values:
+        if key not in schema.model_fields:
+            raise UserError(f"--config {path}: {unknown('key', key, schema.model_fields)}")
+    checked = validate(schema, values, str(path))
+    return {key: getattr(checked, key) for key in values}
+
+
+def _one_line(box: str, flags: type) -> str:
+    """The message in tyro's box as one line; unknown flags get a suggestion."""
+    parts = [" ".join(part.split()) for part in re.split(r"[-─]{8,}", box.replace("│", " "))]
+    message = next((part for part in parts[1:] if part), parts[0])
+    unrecognized = re.match(r"Unrecognized options: ([^\s,]+)", message)
+    if unrecognized:
+        names = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(flags)]
+        return unknown("flag", unrecognized[1], names)
+    return f"{message.rstrip('. ')}; see --help"

@@ -1,0 +1,105 @@
+"""The base of every configuration, and the types its fields use.
+
+A configuration is a frozen pydantic model: the schema of the command line, of ``--config``
+files and of ``hyperparameters.json``. Each stage's model lives beside the code that it
+configures; :mod:`Utils.cli` makes the command line from it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import Field
+from tyro.constructors import PrimitiveConstructorSpec
+
+from Utils.errors import UserError
+
+
+def _split(text: Any) -> Any:
+    return (
+        [part.strip() for part in text.split(",") if part.strip()]
+        if isinstance(text, str)
+        else text
+    )
+
+
+def _comma_list(of: str) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads ``a,b,c`` as one argument (pydantic checks the parts)."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{of},{of},…",
+        instance_from_str=lambda args: tuple(_split(args[0])),
+        is_instance=lambda value: isinstance(value, (tuple, list)),
+        str_from_instance=lambda value: [",".join(map(str, value)) or "none"],
+    )
+
+
+Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_split), _comma_list("NAME")]
+"""A comma-separated list of names: ``scale,rescale``."""
+
+Integers = Annotated[tuple[int, ...], pydantic.BeforeValidator(_split), _comma_list("INT")]
+"""A comma-separated list of integers: ``10,20``."""
+
+
+class Config(pydantic.BaseModel):
+    """Base of all configurations: immutable, and unknown keys are refused."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def flat(self) -> dict[str, Any]:
+        """The configuration as JSON types, sorted by key."""
+        return dict(sorted(self.model_dump(mode="json").items()))
+
+
+C = TypeVar("C", bound=Config)
+
+
+class RunConfig(Config):
+    """The flags every stage shares: which run it works on."""
+
+    experiment: str = Field("", description="Name of the experiment, a set of runs.")
+    expid: str = Field("", description="Name of the run within its experiment.")
+    save_dir: str = Field("results", description="Folder that holds the experiments.")
+    overwrite: bool = Field(False, description="Replace what this stage wrote before.")
+
+    @pydantic.field_validator("experiment", "expid")
+    @classmethod
+    def _one_folder(cls, value: str) -> str:
+        if value in {".", ".."} or "/" in value or "\\" in value or "\0" in value:
+            raise ValueError("must be one folder name, without '/'")
+        return value
+
+    @property
+    def run_path(self) -> Path:
+        """``<save-dir>/<experiment>/<expid>``; raises :class:`UserError` if a name is missing."""
+        for flag, value in (("--experiment", self.experiment), ("--expid", self.expid)):
+            if not value:
+                raise UserError(f"{flag} is missing; give the run a name, as in {flag} demo")
+        if self.save_dir.startswith("gs://"):
+            raise UserError(f"--save-dir {self.save_dir}: buckets are not supported; give a folder")
+        return Path(self.save_dir).expanduser() / self.experiment / self.expid
+
+
+def validate(schema: type[C], values: dict[str, Any], source: str) -> C:
+    """``schema`` filled with ``values``, every mistake reported as one line.
+
+    Args:
+        schema: the configuration's class.
+        values: by field name; lists and numbers may still be text.
+        source: where the values came from, for the message ("command line").
+
+    Raises:
+        UserError: naming the flag, the value seen and what was expected.
+    """
+    try:
+        return schema(**values)
+    except pydantic.ValidationError as error:
+        raise UserError("; ".join(_explain(e) for e in error.errors()) + f" ({source})") from None
+
+
+def _explain(error: Any) -> str:
+    message: str = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    flag = f"--{str(error['loc'][0]).replace('_', '-')}"
+    return f"{flag} {error['input']}: {message[:1].lower()}{message[1:]}"

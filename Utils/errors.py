@@ -1,0 +1,60 @@
+"""Errors that are the user's to mend, and the exit codes of the four stages.
+
+Exit codes: 0 done; 2 the user's mistake (one line: what was wrong, the value seen, what to
+do); 1 ours (a traceback); 128 + n stopped by signal n after a checkpoint was written.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_STORAGE_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "the file-size limit was reached; raise it and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another --save-dir",
+    errno.EACCES: "permission denied; choose another --save-dir or mend the permissions",
+    errno.EPERM: "operation not permitted; choose another --save-dir or mend the permissions",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another --save-dir",
+    errno.EISDIR: "this path is a folder, a file was expected",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter --experiment or --expid",
+}
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message is one line: what, the value seen, what to do."""
+
+
+def storage_error(error: OSError, path: Path | str | None = None) -> UserError:
+    """The :class:`UserError` that explains a failed read or write.
+
+    Args:
+        error: the operating system's error.
+        path: the file being read or written, where ``error`` does not name it.
+    """
+    where = error.filename or path or "a file"
+    advice = _STORAGE_ADVICE.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"cannot access {where}: {advice}; everything written before is intact")
+
+
+def run_stage(main: Callable[[], int | None]) -> None:
+    """Run a stage's ``main`` and exit the process with the documented exit code.
+
+    Args:
+        main: the stage; returns its exit code, ``None`` meaning 0.
+    """
+    stage = Path(sys.argv[0]).name
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno not in _STORAGE_ADVICE:
+            raise
+        message = str(storage_error(error))
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    print(f"{stage}: error: {message}", file=sys.stderr)
+    sys.exit(2)
