@@ -1,0 +1,116 @@
+"""The registered models: sizes, names, initialisation, options."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from Models import MODELS, NONLINEARITIES, ModelConfig, build_model
+from Utils.config import validate
+from Utils.errors import UserError
+
+MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+
+
+def configure(**options: Any) -> ModelConfig:
+    return validate(ModelConfig, options, "test")
+
+
+def build(shape: tuple[int, ...] = MNIST, **options: Any) -> nn.Module:
+    return build_model(configure(**options), shape, 10)
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "parameters"),
+    [
+        ("logistic", MNIST, 7_850),
+        ("fc", MNIST, 119_910),
+        ("fc-bn", MNIST, 120_910),
+        ("conv", MNIST, 260_458),
+        ("conv", CIFAR, 337_834),
+        ("conv-bn", MNIST, 260_458 + 2 * 64),
+    ],
+)
+def test_sizes_are_those_of_neural_mechanics(
+    name: str, shape: tuple[int, ...], parameters: int
+) -> None:
+    assert count(build(shape, model=name)) == parameters
+
+
+@pytest.mark.parametrize("name", MODELS.names)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_model_maps_a_batch_to_logits_and_can_be_trained(name: str, dtype: str) -> None:
+    model = build(model=name, dtype=dtype)
+    inputs = torch.randn(4, *MNIST, dtype=getattr(torch, dtype))
+    logits = model(inputs)
+    assert logits.shape == (4, 10)
+    assert logits.dtype == inputs.dtype
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_layers_are_named_for_figures() -> None:
+    names = [name.removesuffix(".weight") for name in build(model="fc-bn", depth=3).state_dict()]
+    assert [n for n in names if "." not in n] == ["fc1", "bn1", "fc2", "bn2", "classifier"]
+    names = [name.removesuffix(".weight") for name in build(model="conv-bn").state_dict()]
+    assert [n for n in names if "." not in n] == ["conv1", "bn1", "conv2", "bn2", "classifier"]
+
+
+@pytest.mark.parametrize("name", MODELS.names)
+def test_options_change_the_model(name: str) -> None:
+    without_bias = build(model=name, bias=False).state_dict()
+    assert [n for n in without_bias if n.endswith("bias") and not n.startswith("bn")] == []
+    options: dict[str, Any] = {"depth": 2, "width": 8, "nonlinearity": "tanh"}
+    for option, value in options.items():
+        if option in MODELS[name].options:
+            assert str(build(model=name)) != str(build(model=name, **{option: value}))
+        else:
+            with pytest.raises(UserError, match=f"--{option}: not read by --model {name}"):
+                configure(model=name, **{option: value})
+
+
+def test_the_models_defaults_are_part_of_the_configuration() -> None:
+    written_out = configure(model="fc", depth=6, width=100, nonlinearity="relu")
+    assert configure(model="fc") == written_out
+    assert configure(model="logistic").depth is None
+
+
+def test_initialisation_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = build(model="fc", seed=3).state_dict()
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    second = build(model="fc", seed=3, dtype="float64").state_dict()
+    other = build(model="fc", seed=4).state_dict()
+    assert all(torch.equal(first[k].double(), second[k]) for k in first)
+    assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state), "building a model drew from the global state"
+
+
+@pytest.mark.parametrize("name", NONLINEARITIES.names)
+def test_degrees_of_homogeneity_are_true(name: str) -> None:
+    entry = NONLINEARITIES[name]
+    function = entry.load()()
+    x = torch.linspace(-3, 3, 101, dtype=torch.float64)
+    degrees = [p for p in (1, 2, 3) if torch.allclose(function(2 * x), 2**p * function(x))]
+    assert degrees == ([] if entry.degree is None else [entry.degree])
+
+
+def test_unknown_names_are_refused_with_a_suggestion() -> None:
+    with pytest.raises(UserError, match="unknown model 'cnov'; did you mean 'conv'"):
+        configure(model="cnov")
+    with pytest.raises(UserError, match="unknown nonlinearity 'rleu'; did you mean 'relu'"):
+        configure(model="fc", nonlinearity="rleu")
+
+
+def test_importing_the_room_does_not_import_torch() -> None:
+    code = "import Models, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
