@@ -1,0 +1,245 @@
+"""From a model to its conservation laws."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor, fx, nn
+
+from Models.symmetry.graph import ExportedGraph
+from Models.symmetry.labels import Ints, Solution, scaled_rows
+from Models.symmetry.laws import Charges, Family, Kind, Laws, Reduction
+from Models.symmetry.scale import ScalePropagation, Slot
+from Models.symmetry.shift import ShiftPropagation
+
+_WEIGHT_OPERATIONS = frozenset(
+    ["linear", "matmul", "mm", "conv1d", "conv2d", "conv3d", "embedding"]
+)
+
+
+def find_laws(model: nn.Module, example: Tensor, loss: str) -> Laws:
+    """The conservation laws of a model under gradient descent on a loss.
+
+    Every law reported is a symmetry of the exported graph; a graph with operations unknown
+    here may have more.
+
+    Args:
+        model: the network, in training mode; it is left unchanged.
+        example: a batch of at least two inputs.
+        loss: "ce" (softmax cross-entropy over axis 1: ignores a common shift of the logits)
+            or "mse".
+
+    Returns:
+        the laws; none, with a note, for a model that ``torch.export`` cannot trace.
+    """
+    try:
+        graph = ExportedGraph(model, example)
+    except Exception as error:  # torch.export raises errors of every type
+        first_line = next(iter(str(error).strip().splitlines()), "no message")
+        reason = f"torch.export cannot trace this model ({type(error).__name__}: {first_line})"
+        return Laws(Charges((), _EMPTY), Charges((), _EMPTY), (), (), reason)
+    quadratic, scale_families, reasons = _scale_laws(graph)
+    linear, shift_families = _translation_laws(graph, loss == "ce")
+    offset = len(quadratic)
+    families = _named(scale_families, 0) + _named(shift_families, offset)
+    covered = {name for family in families for name in family.parameters}
+    lawless = tuple((name, why) for name, why in reasons.items() if name not in covered)
+    return Laws(quadratic, linear, families, lawless)
+
+
+_EMPTY = sparse.csr_matrix((0, 0))
+
+_Members = tuple[Kind, tuple[str, ...], tuple[str, ...], int]
+"""A family before it has a name: kind, writers, readers, number of laws."""
+
+
+# ---------------------------------------------------------------------- scale and rescale
+
+
+def _scale_laws(graph: ExportedGraph) -> tuple[Charges, list[_Members], dict[str, str]]:
+    propagation = ScalePropagation(graph)
+    propagation.run()
+    solution = propagation.system.solve()
+    slots, blocks = [], []
+    for slot in propagation.slots:
+        block = solution.coefficients(slot.labels)
+        if block.nnz:
+            slots.append(slot)
+            blocks.append(block)
+    if not slots:
+        return Charges((), _EMPTY), [], _reasons(propagation.slots, solution)
+    matrix = _used_columns(sparse.vstack(blocks, format="csr")).T.tocsr()
+    owner = np.repeat(np.arange(len(slots)), [block.shape[0] for block in blocks])
+    reads = np.array([slot.reads for slot in slots])
+    matrix, is_scale = _oriented(matrix, reads[owner])
+    order, groups = _grouped(matrix, owner, is_scale)
+    families: list[_Members] = []
+    for first, count in groups:
+        row = matrix[first]
+        members = dict.fromkeys(owner[row.indices].tolist())
+        kind: Kind = "scale" if is_scale[first] else "rescale"
+        writers = tuple(slots[i].parameter for i in members if not slots[i].reads)
+        readers = tuple(slots[i].parameter for i in members if slots[i].reads)
+        families.append((kind, writers, readers, count))
+    reductions = tuple(Reduction(s.parameter, s.reduction, s.groups) for s in slots)
+    return Charges(reductions, matrix[order]), families, _reasons(propagation.slots, solution)
+
+
+def _oriented(
+    matrix: sparse.csr_matrix, reads: NDArray[Any]
+) -> tuple[sparse.csr_matrix, NDArray[Any]]:
+    """Fix each law's sign and size.
+
+    Scale laws are positive. Rescale laws count what is read positively and what is written
+    negatively, as upstream's. The first entry that writes has coefficient ±1.
+    """
+    matrix = matrix.sorted_indices()
+    starts = matrix.indptr[:-1]
+    low = np.minimum.reduceat(matrix.data, starts)
+    high = np.maximum.reduceat(matrix.data, starts)
+    is_scale = (low > 0) | (high < 0)
+    wanted = np.where(is_scale, 1.0, -1.0)
+    factor = np.empty(matrix.shape[0])
+    for k, start in enumerate(starts):
+        entries = slice(start, matrix.indptr[k + 1])
+        writes = ~reads[matrix.indices[entries]]
+        data = matrix.data[entries]
+        chosen = data[writes][0] if writes.any() else -data[0] * wanted[k]
+        factor[k] = wanted[k] / chosen
+    return scaled_rows(matrix, factor), is_scale
+
+
+def _grouped(
+    matrix: sparse.csr_matrix, owner: NDArray[Any], is_scale: NDArray[Any]
+) -> tuple[Ints, list[tuple[int, int]]]:
+    """Laws made of the same slots belong together.
+
+    Returns:
+        the laws' order by family, and each family's first law (before ordering) and size.
+    """
+    families: dict[tuple[bool, bytes], list[int]] = {}
+    for k in range(matrix.shape[0]):
+        indices = matrix.indices[matrix.indptr[k] : matrix.indptr[k + 1]]
+        key = (not is_scale[k], np.unique(owner[indices]).tobytes())
+        families.setdefault(key, []).append(k)
+    ordered = sorted(families.items(), key=lambda item: (item[0][0], matrix[item[1][0]].indices[0]))
+    members = [sorted(laws, key=lambda k: matrix.indices[matrix.indptr[k]]) for _, laws in ordered]
+    order = np.array([k for laws in members for k in laws], dtype=np.int64)
+    return order, [(laws[0], len(laws)) for laws in members]
+
+
+def _reasons(slots: list[Slot], solution: Solution) -> dict[str, str]:
+    """Why each parameter's labels are pinned, the side that writes first."""
+    reasons: dict[str, str] = {}
+    for slot in sorted(slots, key=lambda slot: slot.reads):
+        reason = solution.reason(slot.labels)
+        if reason and slot.parameter not in reasons:
+            reasons[slot.parameter] = reason
+    return reasons
+
+
+# ---------------------------------------------------------------------- translation
+
+
+def _translation_laws(
+    graph: ExportedGraph, invariant_logits: bool
+) -> tuple[Charges, list[_Members]]:
+    reductions: list[Reduction] = []
+    blocks: list[sparse.csr_matrix] = []
+    families: list[_Members] = []
+    for node in graph.nodes:
+        if not _is_weight_operation(node):
+            continue
+        propagation = ShiftPropagation(graph, invariant_logits, node)
+        propagation.run()
+        solution = propagation.system.solve()
+        for written in propagation.written:
+            basis = _normalised(_used_columns(solution.coefficients(written.labels)).T.tocsr())
+            if basis.shape[0]:
+                name, axis = written.parameter, written.axis or 0
+                shape = next(p.shape for p in graph.parameters.values() if p.name == name)
+                rows = tuple(tuple(row) for row in basis.toarray().tolist())
+                reductions.append(Reduction(name, "projection", axis=axis, basis=rows))
+                count = len(rows) * shape.numel() // shape[axis]
+                blocks.append(sparse.csr_matrix(sparse.identity(count)))
+                families.append(("translation", (name,), (), count))
+    if bias := _bias_laws(graph, invariant_logits):
+        reductions += bias[0].reductions
+        blocks.append(bias[0].matrix)
+        families += bias[1]
+    matrix = sparse.block_diag(blocks, format="csr") if blocks else _EMPTY
+    return Charges(tuple(reductions), matrix), families
+
+
+def _is_weight_operation(node: fx.Node) -> bool:
+    name = ShiftPropagation.operation(node)[0] if node.op == "call_function" else ""
+    return name in _WEIGHT_OPERATIONS
+
+
+def _bias_laws(
+    graph: ExportedGraph, invariant_logits: bool
+) -> tuple[Charges, list[_Members]] | None:
+    """Laws of moves that are the same for every input."""
+    propagation = ShiftPropagation(graph, invariant_logits)
+    propagation.run()
+    solution = propagation.system.solve()
+    found = [(w, solution.coefficients(w.labels)) for w in propagation.written]
+    found = [(written, block) for written, block in found if block.nnz]
+    if not found:
+        return None
+    matrix = _used_columns(sparse.vstack([b for _, b in found], format="csr")).T.tocsr()
+    matrix = _normalised(matrix)
+    owner = np.repeat(np.arange(len(found)), [block.shape[0] for _, block in found])
+    order, groups = _grouped(matrix, owner, np.ones(matrix.shape[0], bool))
+    reductions = tuple(
+        Reduction(written.parameter, "element" if written.axis is None else "column")
+        for written, _ in found
+    )
+    families: list[_Members] = []
+    for first, count in groups:
+        names = (found[i][0].parameter for i in dict.fromkeys(owner[matrix[first].indices]))
+        families.append(("translation", tuple(names), (), count))
+    return Charges(reductions, matrix[order]), families
+
+
+# ---------------------------------------------------------------------- shared
+
+
+def _used_columns(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Drop the columns of labels that no entry depends on."""
+    return matrix[:, np.unique(matrix.indices)]
+
+
+def _normalised(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Scale every row so that its first entry is 1."""
+    matrix = matrix.sorted_indices()
+    return scaled_rows(matrix, 1 / matrix.data[matrix.indptr[:-1]])
+
+
+def _named(families: list[_Members], start: int) -> tuple[Family, ...]:
+    """Give each family its place among the laws and a short, unique name."""
+    named: list[Family] = []
+    taken: set[tuple[Kind, str]] = set()
+    for kind, writers, readers, count in families:
+        parts = (writers, readers) if kind != "translation" else (writers,)
+        short = _module_of if kind != "translation" else str
+        layer = "|".join(_joined(dict.fromkeys(map(short, part))) for part in parts if part)
+        name, number = layer, 2
+        while (kind, name) in taken:
+            name, number = f"{layer} ({number})", number + 1
+        taken.add((kind, name))
+        parameters = tuple(dict.fromkeys(writers + readers))
+        named.append(Family(kind, name, start, start + count, parameters))
+        start += count
+    return tuple(named)
+
+
+def _module_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0] or parameter
+
+
+def _joined(modules: Iterable[str], most: int = 3) -> str:
+    names = list(modules)
+    return "+".join(names if len(names) <= most else [names[0], f"…({len(names) - 1} more)"])

@@ -1,0 +1,220 @@
+"""Conservation laws: charges of a model's parameters, in arrays.
+
+A charge is a fixed combination of reductions of the parameters. Quadratic laws (scale,
+rescale) combine row sums, column sums and elements of θ²: ``q = ⟨θ, θ⟩_S``. Linear laws
+(translation) combine those of θ itself: ``s = ⟨c, θ⟩``.
+
+Shape letters: K laws, M reductions, R rows of a projection.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from Utils.storage import open_hdf5, write_hdf5
+
+Kind = Literal["scale", "rescale", "translation"]
+KINDS: tuple[Kind, ...] = ("scale", "rescale", "translation")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A linear map from one parameter-shaped tensor to a vector.
+
+    Attributes:
+        parameter: its name.
+        kind: "row" sums over all axes but the first; "column" over all but the second, per
+            group; "element" flattens; "projection" combines the entries of one axis.
+        groups: groups of a grouped convolution, for "column".
+        axis: the combined axis, for "projection".
+        basis: the combinations [R][entries of the axis], for "projection".
+    """
+
+    parameter: str
+    kind: Literal["row", "column", "element", "projection"]
+    groups: int = 1
+    axis: int = 0
+    basis: tuple[tuple[float, ...], ...] = ()
+
+    def __call__(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """Reduce ``x``, of the parameter's shape; ``absolute`` takes combinations by size."""
+        if self.kind == "element":
+            return x.reshape(-1)
+        if self.kind == "row":
+            return x.flatten(1).sum(1)
+        if self.kind == "column":
+            return (
+                x.reshape(self.groups, x.shape[0] // self.groups, x.shape[1], -1)
+                .sum((1, 3))
+                .view(-1)
+            )
+        basis = torch.tensor(self.basis, dtype=x.dtype, device=x.device)
+        flat = x.movedim(self.axis, 0).flatten(1)
+        return ((basis.abs() if absolute else basis) @ flat).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Charges:
+    """K charges: ``matrix @ concatenated reductions``.
+
+    Attributes:
+        reductions: what the charges are combined from.
+        matrix: [K, M] float64.
+    """
+
+    reductions: tuple[Reduction, ...]
+    matrix: sparse.csr_matrix
+
+    def __len__(self) -> int:
+        return int(self.matrix.shape[0])
+
+    def evaluate(self, x: Callable[[str], Tensor], absolute: bool = False) -> NDArray[np.float64]:
+        """The charges [K] of parameter-shaped tensors.
+
+        Args:
+            x: gives the tensor (θ² for quadratic laws, θ for linear ones) of a parameter.
+            absolute: take all coefficients by their size, as the scale of rounding errors.
+        """
+        if not self.reductions:
+            return np.zeros(0)
+        parts = [reduce(x(reduce.parameter), absolute) for reduce in self.reductions]
+        reduced = torch.cat(parts).double().cpu().numpy()
+        values: NDArray[np.float64] = (abs(self.matrix) if absolute else self.matrix) @ reduced
+        return values
+
+
+@dataclass(frozen=True)
+class Family:
+    """The laws of one kind that one set of parameters obeys, one law per unit.
+
+    Attributes:
+        kind: "scale", "rescale" or "translation".
+        layer: a short name, unique within its kind, without "/".
+        start, stop: its laws' positions among all laws.
+        parameters: the parameters its charges are made of.
+    """
+
+    kind: Kind
+    layer: str
+    start: int
+    stop: int
+    parameters: tuple[str, ...]
+
+    @property
+    def units(self) -> slice:
+        return slice(self.start, self.stop)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Laws:
+    """All conservation laws of a model; quadratic ones come first.
+
+    Attributes:
+        quadratic: charges of scale and rescale laws.
+        linear: charges of translation laws.
+        families: the laws by kind and layer, in order.
+        lawless: parameters in no law, each with the reason.
+        note: why nothing could be found at all; empty if something could.
+    """
+
+    quadratic: Charges
+    linear: Charges
+    families: tuple[Family, ...]
+    lawless: tuple[tuple[str, str], ...]
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.quadratic) + len(self.linear)
+
+    def of_kind(self, kind: Kind) -> Iterator[Family]:
+        """The families of one kind."""
+        return (family for family in self.families if family.kind == kind)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Every parameter that a law involves, in order of appearance."""
+        return tuple(dict.fromkeys(p for family in self.families for p in family.parameters))
+
+    def measure(self, parameter: Callable[[str], Tensor]) -> NDArray[np.float64]:
+        """The charges [K] of parameters given by name, computed in float64."""
+        quadratic = self.quadratic.evaluate(lambda name: parameter(name).double().square())
+        linear = self.linear.evaluate(lambda name: parameter(name).double())
+        return np.concatenate([quadratic, linear])
+
+    def sizes(self, parameter: Callable[[str], Tensor]) -> NDArray[np.float64]:
+        """What the charges [K] would be if nothing in them cancelled: Σ|s|θ² and Σ|c θ|."""
+        quadratic = self.quadratic.evaluate(lambda name: parameter(name).double().square(), True)
+        linear = self.linear.evaluate(lambda name: parameter(name).double().abs(), True)
+        return np.concatenate([quadratic, linear])
+
+    def table(self) -> str:
+        """The laws as a text table: kind, layer, number of laws, parameters; then the rest."""
+        if self.note:
+            return f"no laws: {self.note}"
+        head = ("kind", "layer", "laws", "parameters")
+        rows = [(f.kind, f.layer, str(len(f)), _brief(f.parameters)) for f in self.families]
+        text = _aligned([head, *rows]) + f"\n{len(self)} laws"
+        if self.lawless:
+            text += "\n\nparameters without a law\n" + _aligned(self.lawless)
+        return text
+
+    def save(self, path: Path) -> None:
+        """Write the laws to an HDF5 file."""
+        arrays: dict[str, object] = {
+            "families": json.dumps([asdict(family) for family in self.families]),
+            "lawless": json.dumps(self.lawless),
+        }
+        for name, charges in (("quadratic", self.quadratic), ("linear", self.linear)):
+            arrays[f"{name}/reductions"] = json.dumps([asdict(r) for r in charges.reductions])
+            for part in ("data", "indices", "indptr", "shape"):
+                arrays[f"{name}/matrix/{part}"] = np.asarray(getattr(charges.matrix, part))
+        write_hdf5(path, arrays, {"note": self.note})
+
+    @classmethod
+    def load(cls, path: Path) -> "Laws":
+        """Read laws written by :meth:`save`; raises ``UserError`` if the file is damaged."""
+        with open_hdf5(path, "run train.py for this run again") as file:
+            families = json.loads(file["families"].asstr()[()])
+            lawless = json.loads(file["lawless"].asstr()[()])
+            return cls(
+                _read_charges(file["quadratic"]),
+                _read_charges(file["linear"]),
+                tuple(Family(**{**f, "parameters": tuple(f["parameters"])}) for f in families),
+                tuple((name, reason) for name, reason in lawless),
+                str(file.attrs["note"]),
+            )
+
+
+def _read_charges(group: h5py.Group) -> Charges:
+    parts = (group["matrix"][name][()] for name in ("data", "indices", "indptr"))
+    matrix = sparse.csr_matrix(tuple(parts), shape=tuple(group["matrix/shape"][()]))
+    reductions = json.loads(group["reductions"].asstr()[()])
+    return Charges(tuple(_reduction(fields) for fields in reductions), matrix)
+
+
+def _reduction(fields: dict[str, object]) -> Reduction:
+    basis: list[list[float]] = fields.pop("basis")  # type: ignore[assignment]
+    return Reduction(**fields, basis=tuple(map(tuple, basis)))  # type: ignore[arg-type]
+
+
+def _brief(names: tuple[str, ...], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,281 @@
+"""Shift labels: by how much may every parameter be moved, so that the loss stays the same?
+
+An activation may move where everything that reads it ignores the move: a softmax over classes
+ignores a common shift of the logits, layer and group normalisation one of their group, batch
+normalisation a constant per channel. A direction c along which the loss is flat has
+``⟨c, g⟩ = 0`` and the charge ``s = ⟨c, θ⟩`` (Kunin et al. 2021, section 3).
+
+Two kinds of writers move an activation. A bias moves it by a constant. A column ``W[:, j]``
+moves it by a multiple of its input ``x_j``, different for every example and place: a function
+that stands here as independent random numbers φ, so that a relation holds for them only if it
+holds for all inputs. Different weights read different functions, hence one pass for each.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx, nn
+
+from Models.symmetry.graph import Dims, ExportedGraph, Parameter, Propagation, Value
+from Models.symmetry.labels import Labels, broadcast, zeros
+
+
+@dataclass(frozen=True)
+class Written:
+    """Shifts that a parameter can write.
+
+    Attributes:
+        parameter: its name.
+        axis: the parameter's axis that the labels run over; None where each element has one.
+        labels: one per entry of that axis, or per element.
+    """
+
+    parameter: str
+    axis: int | None
+    labels: Labels
+
+
+class ShiftPropagation(Propagation):
+    """Shifts of every activation, with one set of parameters allowed to move.
+
+    Args:
+        graph: the exported model.
+        invariant_logits: whether the loss ignores a common shift of the logits.
+        weight: the node of the one weight that moves; without it, all biases move.
+
+    Attributes:
+        written: the parameters that move, in the graph's order.
+    """
+
+    quantity: ClassVar[str] = "shift"
+
+    def __init__(self, graph: ExportedGraph, invariant_logits: bool, weight: fx.Node | None = None):
+        super().__init__(graph)
+        self.written: list[Written] = []
+        self._invariant_logits = invariant_logits
+        self._weight = weight
+
+    def output(self, x: Labels) -> None:
+        if self._invariant_logits and x.var.dim() > 1:
+            self.common(x, [1])
+        else:
+            self.pin(x, "the loss fixes the model's output")
+
+    def _apply(self, name: str, node: fx.Node, arguments: dict[str, Value]) -> Value:
+        """Skip what nothing moves: most of the graph, in the pass of one weight."""
+        held = [v for n in node.all_input_nodes for v in _as_list(self._values[n])]
+        if self._weight is not None and all(isinstance(v, Labels) and v.vanish for v in held):
+            return self._zero_like(node.meta.get("val"))
+        return super()._apply(name, node, arguments)
+
+    # ------------------------------------------------------------------ writers
+
+    def vector(self, parameter: Parameter) -> Labels:
+        if not parameter.trainable or parameter.uses > 1 or self._weight is not None:
+            return zeros(parameter.shape)
+        labels = self.system.fresh(parameter.shape)
+        flat = Labels(*(part.reshape(-1) for part in labels))
+        self.written.append(Written(parameter.name, None, flat))
+        return labels
+
+    def _bias(self, bias: Value, dim: int) -> Labels:
+        """What a bias along one axis writes on the current result."""
+        if bias is None:
+            return zeros(self.shape)
+        return self.along(self.elements(bias), dim)
+
+    def _weight_column(self, weight: Parameter, axis: int, dim: int, groups: int) -> Labels:
+        """What moving a weight's column writes: a coefficient per channel times φ."""
+        if not weight.trainable or weight.uses > 1:
+            return zeros(self.shape)
+        dim %= len(self.shape)
+        channels = self.shape[dim]
+        coefficients = self.system.fresh((channels,))
+        self.written.append(Written(weight.name, axis, coefficients))
+        sizes = list(self.shape)
+        sizes[dim] = groups
+        generator = torch.Generator().manual_seed(0)
+        phi = torch.rand(sizes, generator=generator, dtype=torch.float64) + 0.5
+        if groups > 1:
+            phi = phi.repeat_interleave(channels // groups, dim)
+        return self.along(coefficients, dim).times(phi)
+
+    def _linear_map(
+        self, x: Value, weight: Value, bias: Value, axis: int, dim: int, groups: int = 1
+    ) -> Value:
+        self.pin(self.elements(x), "a weight reads it")
+        if not isinstance(weight, Parameter):
+            self.pin(self.elements(weight), "it is part of a weight that is computed")
+        elif self._node is self._weight:
+            return self._weight_column(weight, axis, dim, groups)
+        return self._bias(bias, dim)
+
+    def op_linear(self, x: Value, weight: Value, bias: Value) -> Value:
+        axis = int(isinstance(weight, Parameter) and weight.transposed)
+        return self._linear_map(x, weight, bias, axis, -1)
+
+    def op_matmul(self, x: Value, other: Value) -> Value:
+        if isinstance(other, Parameter) and len(other.shape) == 2 and len(self.shape) > 1:
+            return self._linear_map(x, other, None, int(not other.transposed), -1)
+        return self._unknown(self._node)
+
+    op_mm = op_matmul
+
+    def op_conv1d(self, x: Value, weight: Value, bias: Value, groups: int, **_: Any) -> Value:
+        return self._linear_map(x, weight, bias, 0, 1, groups)
+
+    op_conv2d = op_conv3d = op_conv1d
+
+    def op_embedding(self, weight: Value, indices: Value, **_: Any) -> Value:
+        if not isinstance(weight, Parameter):
+            return self._unknown(self._node)
+        if self._node is self._weight:
+            return self._weight_column(weight, 1, -1, 1)
+        if self._weight is not None or not weight.trainable or weight.uses > 1:
+            return zeros(self.shape)
+        columns = self.system.fresh(self.shape[-1:])
+        self.written.append(Written(weight.name, 1, columns))
+        return self.along(columns, -1)
+
+    # ------------------------------------------------------------------ what ignores shifts
+
+    def op_batch_norm(
+        self, x: Value, weight: Value, bias: Value, training: bool, **_: Any
+    ) -> Value:
+        labels = self.elements(x)
+        if training:
+            self.per_channel(labels, 1)
+        else:
+            self.pin(labels)
+        return self._bias(bias, 1)
+
+    def op_instance_norm(
+        self, x: Value, weight: Value, bias: Value, use_input_stats: bool, **_: Any
+    ) -> Value:
+        labels = self.elements(x)
+        if use_input_stats:
+            self.common(labels, range(2, labels.var.dim()))
+        else:
+            self.pin(labels)
+        return self._bias(bias, 1)
+
+    def op_layer_norm(
+        self, x: Value, normalized_shape: list[int], weight: Value, bias: Value, **_: Any
+    ) -> Value:
+        self.common(self.elements(x), range(-len(normalized_shape), 0))
+        return self.expanded(self.elements(bias))
+
+    def op_group_norm(
+        self, x: Value, num_groups: int, weight: Value, bias: Value, **_: Any
+    ) -> Value:
+        labels = self.elements(x).shrink()
+        batch, channels, *_places = labels.var.shape
+        if channels == self.shape[1]:
+            self.common(Labels(*(p.reshape(batch, num_groups, -1) for p in labels)), [2])
+        else:  # nothing varies over channels
+            self.common(labels, range(2, labels.var.dim()))
+        return self._bias(bias, 1)
+
+    def op_rms_norm(self, x: Value, **_: Any) -> Value:
+        return self.pin(self.elements(x))
+
+    def op_softmax(self, x: Value, dim: int, **_: Any) -> Value:
+        self.common(self.elements(x), [dim])
+        return zeros(self.shape)
+
+    op_log_softmax = op_softmax
+
+    def op_var(self, x: Value, dim: Dims = None, **_: Any) -> Value:
+        self.reduced(self.elements(x), dim)
+        return zeros(self.shape)
+
+    op_std = op_var
+
+    # ------------------------------------------------------------------ what passes shifts on
+
+    def op_add(self, x: Value, other: Value, alpha: float = 1, **_: Any) -> Value:
+        return self._sum(self.elements(x), self.elements(other).times(alpha))
+
+    def op_sub(self, x: Value, other: Value, alpha: float = 1, **_: Any) -> Value:
+        return self._sum(self.elements(x), self.elements(other).times(-alpha))
+
+    def _sum(self, left: Labels, right: Labels) -> Labels:
+        if right.vanish:
+            return self.expanded(left)
+        if left.vanish:
+            return self.expanded(right)
+        left, right = left.shrink(), right.shrink()
+        total = self.system.fresh(broadcast(left.var, right.var)[0].shape)
+        self.system.vanishing_sum(left, right, total.times(-1))
+        return self.expanded(total)
+
+    def op_neg(self, x: Value) -> Value:
+        return self.elements(x).times(-1)
+
+    def op_mul(self, x: Value, other: Value, **_: Any) -> Value:
+        if isinstance(other, (int, float)):
+            return self.elements(x).times(other) if other else zeros(self.shape)
+        return self._unknown(self._node)
+
+    def op_div(self, x: Value, other: Value, **_: Any) -> Value:
+        if isinstance(other, (int, float)):
+            return self.elements(x).times(1 / other)
+        return self._unknown(self._node)
+
+    def op_dropout(self, x: Value, p: float, train: bool, **_: Any) -> Value:
+        if train and p > 0:
+            return self._unknown(self._node)
+        return self.elements(x)
+
+    op_feature_dropout = op_dropout
+
+    def op_mean(self, x: Value, dim: Dims = None, **_: Any) -> Value:
+        labels = self.elements(x)
+        axes = range(labels.var.dim()) if dim in (None, []) else _as_list(dim)
+        dims = [d % labels.var.dim() for d in axes]
+        small = labels.shrink()
+        moved = [part.movedim(dims, list(range(len(dims)))) for part in small]
+        var, coef = (part.flatten(0, len(dims) - 1) for part in moved)
+        mean = self.system.fresh(var.shape[1:])
+        terms = [Labels(v, c / len(var)) for v, c in zip(var, coef, strict=True)]
+        self.system.vanishing_sum(*terms, mean.times(-1))
+        sizes = [1 if d in dims else n for d, n in enumerate(small.var.shape)]
+        full = [1 if d in dims else n for d, n in enumerate(labels.var.shape)]
+        return Labels(*(part.reshape(sizes).expand(full).reshape(self.shape) for part in mean))
+
+    def op_max_pool2d(self, x: Value, **_: Any) -> Value:
+        """The largest of several moves with them if they move together."""
+        labels = self.elements(x)
+        places = range(2, labels.var.dim())
+        tied = self.common(labels, places)
+        return Labels(*(part.expand(self.shape) for part in tied))
+
+    op_max_pool1d = op_max_pool3d = op_max_pool2d
+
+    def op_amax(self, x: Value, dim: Dims = None, **_: Any) -> Value:
+        return self.reduced(self.elements(x), dim)
+
+    op_amin = op_amax
+
+    def op_adaptive_avg_pool2d(self, x: Value, output_size: list[int]) -> Value:
+        if all(size == 1 for size in output_size):
+            return self.op_mean(x, list(range(-len(output_size), 0)))
+        return self._unknown(self._node)
+
+    op_adaptive_avg_pool1d = op_adaptive_avg_pool3d = op_adaptive_avg_pool2d
+
+    def op_pad(
+        self, x: Value, pad: list[int], mode: str = "constant", value: Value = None
+    ) -> Value:
+        if mode != "constant":
+            return self._unknown(self._node)
+        labels = self.elements(x)
+        var = nn.functional.pad(labels.var, pad)
+        return Labels(var, nn.functional.pad(labels.coef, pad, value=1.0))
+
+    op_constant_pad_nd = op_pad
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
