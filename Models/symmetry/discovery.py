@@ -1,7 +1,7 @@
 """From a model to its conservation laws."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,13 +193,13 @@ def _bias_laws(
     matrix = _normalised(matrix)
     owner = np.repeat(np.arange(len(found)), [block.shape[0] for _, block in found])
     order, groups = _grouped(matrix, owner, np.ones(matrix.shape[0], bool))
-    reductions = tuple(
-        Reduction(written.parameter, "element" if written.axis is None else "column")
-        for written, _ in found
-    )
+    kinds: list[Literal["element", "column"]]
+    kinds = ["element" if written.axis is None else "column" for written, _ in found]
+    parameters = [written.parameter for written, _ in found]
+    reductions = tuple(map(Reduction, parameters, kinds))
     families: list[_Members] = []
     for first, count in groups:
-        names = (found[i][0].parameter for i in dict.fromkeys(owner[matrix[first].indices]))
+        names = (parameters[i] for i in dict.fromkeys(owner[matrix[first].indices]))
         families.append(("translation", tuple(names), (), count))
     return Charges(reductions, matrix[order]), families
 

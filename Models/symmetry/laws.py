@@ -10,6 +10,7 @@ Shape letters: K laws, M reductions, R rows of a projection.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -52,14 +53,16 @@ class Reduction:
         if self.kind == "row":
             return x.flatten(1).sum(1)
         if self.kind == "column":
-            return (
-                x.reshape(self.groups, x.shape[0] // self.groups, x.shape[1], -1)
-                .sum((1, 3))
-                .view(-1)
-            )
-        basis = torch.tensor(self.basis, dtype=x.dtype, device=x.device)
+            per_group = x.reshape(self.groups, x.shape[0] // self.groups, -1).sum(1)
+            return per_group.view(self.groups * x.shape[1], -1).sum(1)
+        basis = _basis(self.basis, x.dtype, x.device)
         flat = x.movedim(self.axis, 0).flatten(1)
         return ((basis.abs() if absolute else basis) @ flat).reshape(-1)
+
+
+@lru_cache
+def _basis(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,14 @@ class Charges:
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
 
+    def reduce(self, x: Callable[[str], Tensor], absolute: bool = False) -> NDArray[np.float64]:
+        """The reductions [M] of parameter-shaped tensors, given by the parameter's name."""
+        parts = [reduction(x(reduction.parameter), absolute) for reduction in self.reductions]
+        reduced: NDArray[np.float64] = (
+            torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
+        )
+        return reduced
+
     def evaluate(self, x: Callable[[str], Tensor], absolute: bool = False) -> NDArray[np.float64]:
         """The charges [K] of parameter-shaped tensors.
 
@@ -84,11 +95,8 @@ class Charges:
             x: gives the tensor (θ² for quadratic laws, θ for linear ones) of a parameter.
             absolute: take all coefficients by their size, as the scale of rounding errors.
         """
-        if not self.reductions:
-            return np.zeros(0)
-        parts = [reduce(x(reduce.parameter), absolute) for reduce in self.reductions]
-        reduced = torch.cat(parts).double().cpu().numpy()
-        values: NDArray[np.float64] = (abs(self.matrix) if absolute else self.matrix) @ reduced
+        matrix = abs(self.matrix) if absolute else self.matrix
+        values: NDArray[np.float64] = matrix @ self.reduce(x, absolute)
         return values
 
 
@@ -149,15 +157,21 @@ class Laws:
 
     def measure(self, parameter: Callable[[str], Tensor]) -> NDArray[np.float64]:
         """The charges [K] of parameters given by name, computed in float64."""
-        quadratic = self.quadratic.evaluate(lambda name: parameter(name).double().square())
-        linear = self.linear.evaluate(lambda name: parameter(name).double())
-        return np.concatenate([quadratic, linear])
+        return self.measure_with_sizes(parameter)[0]
 
-    def sizes(self, parameter: Callable[[str], Tensor]) -> NDArray[np.float64]:
-        """What the charges [K] would be if nothing in them cancelled: Σ|s|θ² and Σ|c θ|."""
-        quadratic = self.quadratic.evaluate(lambda name: parameter(name).double().square(), True)
-        linear = self.linear.evaluate(lambda name: parameter(name).double().abs(), True)
-        return np.concatenate([quadratic, linear])
+    def measure_with_sizes(
+        self, parameter: Callable[[str], Tensor]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The charges [K] of parameters given by name, and their sizes [K], in float64.
+
+        The size is what a charge would be if nothing in it cancelled, Σ|s|θ² or Σ|c θ|: what
+        deviations are measured against.
+        """
+        squares = self.quadratic.reduce(_squares(parameter))
+        linear = self.linear.evaluate(lambda name: parameter(name).double())
+        linear_size = self.linear.evaluate(lambda name: parameter(name).double().abs(), True)
+        charges = np.concatenate([self.quadratic.matrix @ squares, linear])
+        return charges, np.concatenate([abs(self.quadratic.matrix) @ squares, linear_size])
 
     def table(self) -> str:
         """The laws as a text table: kind, layer, number of laws, parameters; then the rest."""
@@ -195,6 +209,11 @@ class Laws:
                 tuple((name, reason) for name, reason in lawless),
                 str(file.attrs["note"]),
             )
+
+
+def _squares(parameter: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    """θ² in float64; one parameter is remembered, since its reductions follow one another."""
+    return lru_cache(maxsize=1)(lambda name: parameter(name).double().square())
 
 
 def _read_charges(group: h5py.Group) -> Charges:

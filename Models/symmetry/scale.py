@@ -7,7 +7,7 @@ scaling symmetry, and ``q = Σ s θ²`` its charge (Kunin et al. 2021, section 3
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class Slot:
     """
 
     parameter: str
-    reduction: str
+    reduction: Literal["row", "column", "element"]
     groups: int
     labels: Labels
     reads: bool

@@ -1,0 +1,154 @@
+"""How charges move: the exact discrete laws of SGD, and the paper's continuous ones.
+
+One step of ``torch.optim.SGD`` (g the gradient, clipped or not)::
+
+    d = g + λθ,   v' = βv + a d,   u = v'  (or d + βv' with Nesterov, or d without momentum)
+    θ' = θ − ηu
+
+with a = 1 − α (dampening), but a = 1 in a buffer's first step. For a symmetry S every charge
+``q = ⟨θ, θ⟩_S`` follows from measured squares of the update alone, because ``⟨θ, g⟩_S = ℓ``
+vanishes. Where a symmetry is slightly broken (the ε of a normalisation) the measured leak ℓ is
+the law's source; it enters every formula beside λq.
+
+All functions are element-wise over laws [K] in float64, and coefficients are those of the
+step, so that schedules, warm-up and momentum cycling need no code.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The hyper-parameters of one step.
+
+    Attributes:
+        lr: η.
+        wd: λ, coupled weight decay.
+        momentum: β; 0 means no momentum buffer.
+        dampening: α.
+        nesterov: whether u = d + βv'.
+        first: whether the momentum buffer was made in this step.
+    """
+
+    lr: float
+    wd: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    first: bool = False
+
+    @property
+    def gain(self) -> float:
+        """a: the weight with which d enters the momentum buffer."""
+        return 1.0 if self.first else 1.0 - self.dampening
+
+    @property
+    def effective_lr(self) -> float:
+        """The time of gradient flow that one step covers, η(1−α)/(1−β)."""
+        return self.lr * (1 - self.dampening) / (1 - self.momentum)
+
+
+def quadratic_step(
+    q: Floats, m: Floats, c: Coefficients, uu: Floats, uv: Floats, leak: Floats
+) -> tuple[Floats, Floats]:
+    """The exact law of ``q = ⟨θ, θ⟩_S`` and ``m = ⟨θ, v⟩_S`` over one step.
+
+    Args:
+        q, m: before the step, [K].
+        c: the step's coefficients.
+        uu: without momentum ⟨g, g⟩_S; with momentum ⟨u, u⟩_S, [K].
+        uv: ⟨u, v'⟩_S, which is ``uu`` without Nesterov, [K].
+        leak: ℓ = ⟨θ, g⟩_S before the step, [K].
+
+    Returns:
+        q and m after the step.
+    """
+    eta, lam, beta = c.lr, c.wd, c.momentum
+    if beta == 0:
+        decay = 1 - eta * lam
+        return decay**2 * q - 2 * eta * decay * leak + eta**2 * uu, m
+    pull = lam * q + leak
+    r = beta * m + c.gain * pull
+    along = pull + beta * r if c.nesterov else r
+    return q - 2 * eta * along + eta**2 * uu, r - eta * uv
+
+
+def linear_step(s: Floats, p: Floats, c: Coefficients, leak: Floats) -> tuple[Floats, Floats]:
+    """The exact law of ``s = ⟨c, θ⟩`` and ``p = ⟨c, v⟩`` over one step.
+
+    Args:
+        s, p: before the step, [K].
+        c: the step's coefficients.
+        leak: ⟨c, g⟩, [K].
+    """
+    pull = c.wd * s + leak
+    if c.momentum == 0:
+        return s - c.lr * pull, p
+    p = c.momentum * p + c.gain * pull
+    return s - c.lr * (pull + c.momentum * p if c.nesterov else p), p
+
+
+def paper_quadratic_step(
+    u: Floats, rate: Floats, c: Coefficients, uu: Floats
+) -> tuple[Floats, Floats]:
+    """Kunin et al. (2021): the modified flow's prediction of q, advanced by one step.
+
+    Without momentum their equation 17, ``e^{−2λt}q₀ + η∫e^{−2λ(t−τ)}|g|²dτ``; with momentum
+    the forced oscillator ``q̈ + 2γq̇ + ω²q = 2|θ̇|²`` of their appendix, both as left Riemann
+    sums in a form that neither overflows nor assumes constant coefficients. Nesterov's
+    correction is not part of their theory.
+
+    Args:
+        u, rate: the prediction and its time derivative, [K].
+        c: the step's coefficients.
+        uu: without momentum ⟨g, g⟩_S; with momentum ⟨v', v'⟩_S, [K].
+    """
+    if c.momentum == 0:
+        return math.exp(-2 * c.wd * c.lr) * (u + c.lr**2 * uu), rate
+    kick = 2 * c.lr * uu / (1 - c.dampening)
+    return _oscillate(u, rate + kick, c, 4 * c.wd)
+
+
+def paper_linear_step(u: Floats, rate: Floats, c: Coefficients) -> tuple[Floats, Floats]:
+    """Kunin et al. (2021): the modified flow's prediction of s, advanced by one step.
+
+    Without momentum their equation 16, ``e^{−λt}s₀``; with momentum the free oscillator.
+    """
+    if c.momentum == 0:
+        return math.exp(-c.wd * c.lr) * u, rate
+    return _oscillate(u, rate, c, 2 * c.wd)
+
+
+def _oscillate(u: Floats, rate: Floats, c: Coefficients, pull: float) -> tuple[Floats, Floats]:
+    """Solve ``ü + 2γu̇ + ω²u = 0`` over the time η(1−α), for any damping.
+
+    γ = (1−β)/D and ω² = pull/D with D = η(1−α)(1+β).
+    """
+    h = c.lr * (1 - c.dampening)
+    if h == 0:
+        return u, rate
+    d = h * (1 + c.momentum)
+    gamma, omega2 = (1 - c.momentum) / d, pull / d
+    cosine, sine = _damped_pair(gamma, omega2, h)
+    moved = (cosine + gamma * sine) * u + sine * rate
+    return moved, -omega2 * sine * u + (cosine - gamma * sine) * rate
+
+
+def _damped_pair(gamma: float, omega2: float, h: float) -> tuple[float, float]:
+    """e^{−γh}cosh√x and h e^{−γh} sinh√x/√x at x = h²(γ² − ω²), of either sign."""
+    x = h * h * (gamma * gamma - omega2)
+    if x > 1e-8:
+        root = math.sqrt(x)
+        grow, fall = math.exp(root - gamma * h), math.exp(-root - gamma * h)
+        return (grow + fall) / 2, h * (grow - fall) / (2 * root)
+    envelope = math.exp(-gamma * h)
+    if x < -1e-8:
+        root = math.sqrt(-x)
+        return envelope * math.cos(root), h * envelope * math.sin(root) / root
+    return envelope * (1 + x / 2), h * envelope * (1 + x / 6)
