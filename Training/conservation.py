@@ -70,9 +70,8 @@ class ConservationObserver:
         self._pending: list[tuple[list[Coefficients], Tensor]] = []
         self._record: dict[str, list[Any]] = {name: [] for name in _RECORD}
         self._recorded = -1
-        if len(laws):
-            optimizer.register_step_pre_hook(self._before_step)
-            optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
 
     # ------------------------------------------------------------------ every step
 
@@ -88,7 +87,7 @@ class ConservationObserver:
             pairs += [(gradient, gradient)]
         leak, *squares = self._products(pairs)
         linear_leak = [r(gradient(r.parameter)) for r in self.laws.linear.reductions]
-        self._row = torch.cat([*leak, *linear_leak, *(part for form in squares for part in form)])
+        self._row = _joined([*leak, *linear_leak, *(part for form in squares for part in form)])
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         c = self._coefficients[0]
@@ -98,7 +97,7 @@ class ConservationObserver:
                 buffer: Tensor = optimizer.state[self._parameters[name]]["momentum_buffer"]
                 return buffer
 
-            self._row = torch.cat([self._row, *self._products([(v, v)])[0]])
+            self._row = _joined([self._row, *self._products([(v, v)])[0]])
         self._pending.append((self._coefficients, self._row))
 
     def _products(self, pairs: list[tuple[Tensors, Tensors]]) -> list[list[Tensor]]:
@@ -239,6 +238,10 @@ class ConservationObserver:
     def checkpointed(self) -> None:
         """Start a new record: the last one is safe in a checkpoint."""
         self._record = {name: [] for name in _RECORD}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def _coefficients(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients:

@@ -85,23 +85,28 @@ def write_hdf5(
     arrays: Mapping[str, Any],
     attributes: Mapping[str, Any] | None = None,
     dimensions: Mapping[str, tuple[str, ...]] | None = None,
+    array_attributes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write arrays to an HDF5 file, uncompressed and contiguous, atomically.
 
     Args:
         path: the target.
-        arrays: numpy arrays (or what converts to them) by dataset path.
+        arrays: numpy arrays (or what converts to them) by dataset path; readers find the
+            members of a group in this order.
         attributes: of the file's root.
         dimensions: for some dataset paths, the dataset that scales each axis ("" for none),
             attached as HDF5 dimension scales, as xarray expects.
+        array_attributes: of some datasets.
     """
 
     def write(file: Path) -> None:
-        with h5py.File(file, "w") as h5:
+        with h5py.File(file, "w", track_order=True) as h5:
             for name, array in arrays.items():
-                h5.create_dataset(name, data=array)
+                _group_of(h5, name).create_dataset(name.rpartition("/")[2], data=array)
             for key, value in (attributes or {}).items():
                 h5.attrs[key] = value
+            for name, values in (array_attributes or {}).items():
+                h5[name].attrs.update(values)
             for name, scales in (dimensions or {}).items():
                 for axis, scale in enumerate(scales):
                     if scale:
@@ -110,6 +115,14 @@ def write_hdf5(
                         h5[name].dims[axis].attach_scale(h5[scale])
 
     write_atomically(path, write)
+
+
+def _group_of(h5: h5py.File, name: str) -> h5py.Group:
+    """The group that holds dataset ``name``, made with the order of its members kept."""
+    group: h5py.Group = h5
+    for part in name.split("/")[:-1]:
+        group = group[part] if part in group else group.create_group(part, track_order=True)
+    return group
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from Models.symmetry.graph import ExportedGraph
-from Models.symmetry.labels import Ints, Solution, scaled_rows
+from Models.symmetry.labels import Floats, Ints, Solution, scaled_rows
 from Models.symmetry.laws import Charges, Family, Kind, Laws, Reduction
 from Models.symmetry.scale import ScalePropagation, Slot
 from Models.symmetry.shift import ShiftPropagation
@@ -149,8 +149,32 @@ def _translation_laws(
     reductions: list[Reduction] = []
     blocks: list[sparse.csr_matrix] = []
     families: list[_Members] = []
+    shapes = {parameter.name: parameter.shape for parameter in graph.parameters.values()}
+    moves = _weight_moves(graph, invariant_logits)
+    for name, (axis, basis) in moves.items():
+        rows = tuple(map(tuple, basis.tolist()))
+        reductions.append(Reduction(name, "projection", axis=axis, basis=rows))
+        count = len(rows) * shapes[name].numel() // shapes[name][axis]
+        blocks.append(sparse.csr_matrix(sparse.identity(count)))
+        families.append(("translation", (name,), (), count))
+    biases, bias_families = _bias_laws(graph, invariant_logits, moves)
+    reductions += biases.reductions
+    blocks.append(biases.matrix)
+    return Charges(tuple(reductions), sparse.block_diag(blocks, format="csr")), (
+        families + bias_families
+    )
+
+
+_Moves = dict[str, tuple[int, Floats]]
+"""Per weight: the axis along which it may move, and the moves [R, entries of the axis]."""
+
+
+def _weight_moves(graph: ExportedGraph, invariant_logits: bool) -> _Moves:
+    """Moves of a weight's column by a multiple of whatever it reads."""
+    moves: _Moves = {}
     for node in graph.nodes:
-        if not _is_weight_operation(node):
+        operation = ShiftPropagation.operation(node)[0] if node.op == "call_function" else ""
+        if operation not in _WEIGHT_OPERATIONS:
             continue
         propagation = ShiftPropagation(graph, invariant_logits, node)
         propagation.run()
@@ -158,29 +182,13 @@ def _translation_laws(
         for written in propagation.written:
             basis = _normalised(_used_columns(solution.coefficients(written.labels)).T.tocsr())
             if basis.shape[0]:
-                name, axis = written.parameter, written.axis or 0
-                shape = next(p.shape for p in graph.parameters.values() if p.name == name)
-                rows = tuple(tuple(row) for row in basis.toarray().tolist())
-                reductions.append(Reduction(name, "projection", axis=axis, basis=rows))
-                count = len(rows) * shape.numel() // shape[axis]
-                blocks.append(sparse.csr_matrix(sparse.identity(count)))
-                families.append(("translation", (name,), (), count))
-    if bias := _bias_laws(graph, invariant_logits):
-        reductions += bias[0].reductions
-        blocks.append(bias[0].matrix)
-        families += bias[1]
-    matrix = sparse.block_diag(blocks, format="csr") if blocks else _EMPTY
-    return Charges(tuple(reductions), matrix), families
-
-
-def _is_weight_operation(node: fx.Node) -> bool:
-    name = ShiftPropagation.operation(node)[0] if node.op == "call_function" else ""
-    return name in _WEIGHT_OPERATIONS
+                moves[written.parameter] = written.axis or 0, basis.toarray()
+    return moves
 
 
 def _bias_laws(
-    graph: ExportedGraph, invariant_logits: bool
-) -> tuple[Charges, list[_Members]] | None:
+    graph: ExportedGraph, invariant_logits: bool, moves: _Moves
+) -> tuple[Charges, list[_Members]]:
     """Laws of moves that are the same for every input."""
     propagation = ShiftPropagation(graph, invariant_logits)
     propagation.run()
@@ -188,20 +196,34 @@ def _bias_laws(
     found = [(w, solution.coefficients(w.labels)) for w in propagation.written]
     found = [(written, block) for written, block in found if block.nnz]
     if not found:
-        return None
-    matrix = _used_columns(sparse.vstack([b for _, b in found], format="csr")).T.tocsr()
-    matrix = _normalised(matrix)
-    owner = np.repeat(np.arange(len(found)), [block.shape[0] for _, block in found])
-    order, groups = _grouped(matrix, owner, np.ones(matrix.shape[0], bool))
+        return Charges((), _EMPTY), []
+    parameters = [written.parameter for written, _ in found]
     kinds: list[Literal["element", "column"]]
     kinds = ["element" if written.axis is None else "column" for written, _ in found]
-    parameters = [written.parameter for written, _ in found]
-    reductions = tuple(map(Reduction, parameters, kinds))
+    matrix = _used_columns(sparse.vstack([b for _, b in found], format="csr")).T.tocsr()
+    owner = np.repeat(np.arange(len(found)), [block.shape[0] for _, block in found])
+    new = [k for k in range(matrix.shape[0]) if not _implied(matrix[k], owner, parameters, moves)]
+    matrix = _normalised(matrix[new])
+    order, groups = _grouped(matrix, owner, np.ones(matrix.shape[0], bool))
     families: list[_Members] = []
     for first, count in groups:
         names = (parameters[i] for i in dict.fromkeys(owner[matrix[first].indices]))
         families.append(("translation", tuple(names), (), count))
-    return Charges(reductions, matrix[order]), families
+    return Charges(tuple(map(Reduction, parameters, kinds)), matrix[order]), families
+
+
+def _implied(
+    law: sparse.csr_matrix, owner: NDArray[Any], parameters: list[str], moves: _Moves
+) -> bool:
+    """Whether a law of an embedding's columns is the sum of laws of its rows."""
+    owners = set(owner[law.indices])
+    name = parameters[owners.pop()]
+    if owners or name not in moves:
+        return False
+    basis = moves[name][1]
+    mine = np.array(parameters)[owner] == name
+    extended = np.vstack([basis, law.toarray()[:, mine]])
+    return bool(np.linalg.matrix_rank(extended) == np.linalg.matrix_rank(basis))
 
 
 # ---------------------------------------------------------------------- shared

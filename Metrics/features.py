@@ -1,0 +1,93 @@
+"""The features of one step, read as they are needed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from Models.symmetry import Laws
+from Utils.storage import open_hdf5
+
+
+class StepFeatures:
+    """One ``feats/step{N}.h5``, shared by all metrics of a pass.
+
+    Args:
+        path: the file.
+        file: the same, open.
+        laws: the run's laws.
+    """
+
+    def __init__(self, path: Path, file: h5py.File, laws: Laws):
+        self._path, self._file, self._laws = path, file, laws
+        self.parameter = lru_cache(maxsize=1)(self._parameter)
+
+    @property
+    def source(self) -> str:
+        """What identifies the checkpoint that the features came from."""
+        return str(self._file.attrs["source"])
+
+    @property
+    def time(self) -> float:
+        """Time of gradient flow, Σ η(1−α)/(1−β)."""
+        return float(self._file["conservation/time"][()])
+
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by the names of all parameters."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        self._file["params"].visititems(
+            lambda name, item: shapes.update({name: item.shape} if _is_array(item) else {})
+        )
+        return shapes
+
+    def _parameter(self, name: str) -> Tensor:
+        """One parameter, mapped from the file rather than copied out of it where possible."""
+        array = self._file[f"params/{name}"]
+        offset = array.id.get_offset()
+        if offset is None or not array.size:
+            return torch.from_numpy(array[()])
+        mapped = np.memmap(self._path, array.dtype, "c", offset, array.shape)
+        return torch.from_numpy(mapped)
+
+    def metric(self, name: str) -> float:
+        """A number saved with the checkpoint; NaN if it was not evaluated there."""
+        metrics = self._file["metrics"]
+        return float(metrics[name][()]) if name in metrics else float("nan")
+
+    def conservation(self, name: str) -> NDArray[np.float64]:
+        """What the observer knew of each law, [K]."""
+        values: NDArray[np.float64] = self._file[f"conservation/{name}"][()]
+        return values
+
+    @cached_property
+    def record(self) -> dict[str, NDArray[np.float64]]:
+        """The observer's record since the previous checkpoint: [T] and [T, families]."""
+        group = self._file["conservation/record"]
+        return {name: group[name][()] for name in group}
+
+    @cached_property
+    def charges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The measured charges and their sizes, [K] each, in float64."""
+        return self._laws.measure_with_sizes(self.parameter)
+
+
+@contextmanager
+def step_features(path: Path, laws: Laws) -> Iterator[StepFeatures]:
+    """Open the features of one step.
+
+    Raises:
+        UserError: the file is missing, damaged, or lacks something that was asked for.
+    """
+    with open_hdf5(path, "delete it and run extract.py again") as file:
+        yield StepFeatures(path, file, laws)
+
+
+def _is_array(item: object) -> bool:
+    return isinstance(item, h5py.Dataset)
