@@ -22,7 +22,7 @@ class ModelConfig(Config):
 
     model: str = Field(
         "conv",
-        description="A model listed below, or your own: path/to/file.py:function or "
+        description="A model listed above, or your own: path/to/file.py:function or "
         "package.module:function; the function gets (input_shape, num_classes).",
     )
     depth: int | None = Field(
@@ -30,7 +30,7 @@ class ModelConfig(Config):
     )
     width: int | None = Field(None, ge=1, description="Neurons or channels of each hidden layer.")
     nonlinearity: str | None = Field(
-        None, description="The elementwise function after each hidden layer, listed below."
+        None, description="The elementwise function after each hidden layer, listed above."
     )
     bias: bool = Field(True, description="Whether linear and convolutional layers have a bias.")
     dtype: Literal["float32", "float64"] = Field(

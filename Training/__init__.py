@@ -1,0 +1,9 @@
+"""How it is trained: configuration, optimizers, schedules, the loop, checkpoints in and out.
+
+Importing this room costs nothing; ``torch`` is imported by the modules that compute.
+"""
+
+from Training.config import TrainConfig
+from Training.registry import LOSSES, OPTIMIZERS, OptimizerEntry
+
+__all__ = ["LOSSES", "OPTIMIZERS", "OptimizerEntry", "TrainConfig"]

@@ -1,0 +1,120 @@
+"""The flags of train.py."""
+
+from typing import Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from Data import DATASETS, DEFAULT_DATA_DIR
+from Models import ModelConfig
+from Training.registry import LOSSES, OPTIMIZERS
+from Utils.config import Integers, Names, RunConfig
+from Utils.devices import DeviceName
+
+
+class TrainConfig(ModelConfig, RunConfig):
+    """Train a model and save what the later stages need; run it again to continue."""
+
+    dataset: str = Field("digits", description="The data, listed above.")
+    data_dir: str = Field(DEFAULT_DATA_DIR, description="Folder with the downloaded data sets.")
+    augment: bool = Field(
+        True, description="Random crops and flips of training images, where the data set has them."
+    )
+    train_batch_size: int = Field(128, ge=1, description="Examples per step.")
+    test_batch_size: int = Field(256, ge=1, description="Examples per evaluation batch.")
+    drop_last: bool = Field(
+        False, description="Leave out the last batch of an epoch if it is smaller."
+    )
+
+    loss: str = Field("ce", description="ce or mse, explained above.")
+    epochs: int = Field(30, ge=0, description="Passes over the training data.")
+    optimizer: str = Field("sgd", description="sgd or momentum, explained above.")
+    lr: float = Field(0.05, gt=0, description="Learning rate.")
+    lr_drops: Integers = Field((), description="Epochs at whose start the learning rate drops.")
+    lr_drop_rate: float = Field(0.1, gt=0, description="What each drop multiplies it by.")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: down to zero at the end, multiplied with the drops."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps over which it first rises linearly.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of --optimizer momentum.")
+    dampening: float = Field(0.0, ge=0, lt=1, description="Dampening of --optimizer momentum.")
+    nesterov: bool = Field(False, description="Nesterov's variant of --optimizer momentum.")
+    wd: float = Field(0.0, ge=0, description="Weight decay, as an L2 term in the gradient.")
+    clip_norm: float | None = Field(
+        None, gt=0, description="Largest global norm of the gradient; larger ones are scaled."
+    )
+
+    save_freq: int | None = Field(None, ge=1, description="Steps between checkpoints.")
+    save_at: Names = Field(
+        (), description="More steps with a checkpoint: numbers, or log for ten per decade."
+    )
+    observe_freq: int = Field(
+        10, ge=1, description="Steps between observations of the conserved quantities."
+    )
+    probe_size: int = Field(64, ge=1, description="Examples in the run's fixed probe batch.")
+    device: DeviceName = Field("auto", description="auto takes a GPU where there is one.")
+    list_laws: bool = Field(
+        False, description="Print the conservation laws of the model, train nothing."
+    )
+
+    @pydantic.field_validator("lr_drops")
+    @classmethod
+    def _ascending(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
+        if any(epoch < 1 for epoch in epochs) or list(epochs) != sorted(set(epochs)):
+            raise ValueError("must be ascending epochs, the first at least 1, as in 60,120")
+        return epochs
+
+    @pydantic.field_validator("save_at")
+    @classmethod
+    def _steps_or_log(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(part == "log" or part.isdecimal() for part in parts):
+            raise ValueError("must be log or steps separated by commas, as in 1,10,100")
+        return parts
+
+    @pydantic.model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for registry, name in ((DATASETS, self.dataset), (LOSSES, self.loss)):
+            registry[name]  # raises if unknown
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_optimizer(self) -> Self:
+        reads = OPTIMIZERS[self.optimizer].options
+        for option in ("momentum", "dampening", "nesterov"):
+            if getattr(self, option) and option not in reads:
+                raise ValueError(
+                    f"--{option}: not read by --optimizer {self.optimizer}; "
+                    "use --optimizer momentum"
+                )
+        if "momentum" in reads and not self.momentum:
+            raise ValueError(
+                f"--optimizer {self.optimizer} needs a --momentum above 0, as in --momentum 0.9"
+            )
+        if self.nesterov and self.dampening:
+            raise ValueError(f"--nesterov needs --dampening 0, not {self.dampening}")
+        return self
+
+    def save_steps(self, total: int) -> set[int]:
+        """The steps up to ``total`` whose checkpoint was asked for; epochs' ends not counted."""
+        steps: set[int] = set()
+        if self.save_freq is not None:
+            steps.update(range(0, total + 1, self.save_freq))
+        for part in self.save_at:
+            steps.update(_TEN_PER_DECADE if part == "log" else [int(part)])
+        return {step for step in steps if 0 < step <= total}
+
+
+_TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
+
+
+class ExtractConfig(RunConfig):
+    """Pull weights, optimizer buffers and probe outputs out of checkpoints.
+
+    Checkpoints that have been extracted are skipped; run it again, also while training goes
+    on, to pick up new ones.
+    """
+
+    probe: Literal["none", "logits", "activations"] = Field(
+        "logits", description="What to compute on the run's probe batch, in evaluation mode."
+    )
+    device: DeviceName = Field("auto", description="Where the probe outputs are computed.")

@@ -1,0 +1,126 @@
+"""Everything that changes during training, which is everything that a checkpoint holds."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from Data.batches import Batches
+from Data.dataset import Dataset
+from Models.symmetry import Laws
+from Training.checkpoints import Checkpoint
+from Training.config import TrainConfig
+from Training.conservation import ConservationObserver
+from Training.losses import LossRecord
+from Training.optimizers import build_optimizer, build_scheduler
+from Utils.errors import UserError
+from Utils.seeds import stream_seed
+
+
+@dataclass
+class TrainingState:
+    """The state of a run, between two steps.
+
+    Attributes:
+        step: updates done.
+        losses: of the minibatches since the last means were taken.
+    """
+
+    model: nn.Module
+    optimizer: SGD
+    scheduler: LambdaLR
+    observer: ConservationObserver
+    batches: Batches
+    device: torch.device
+    step: int = 0
+    losses: LossRecord = field(default_factory=LossRecord)
+
+    @classmethod
+    def initial(
+        cls,
+        config: TrainConfig,
+        model: nn.Module,
+        dataset: Dataset,
+        laws: Laws,
+        device: torch.device,
+    ) -> Self:
+        """The state before the first step.
+
+        Args:
+            config: the run's configuration.
+            model: initialised.
+            dataset: in memory.
+            laws: the model's, for the observer.
+            device: where to train; the model is moved there.
+        """
+        model.to(device)
+        dtype = getattr(torch, config.dtype)
+        batches = Batches(
+            dataset.train,
+            config.train_batch_size,
+            config.seed,
+            device,
+            dtype,
+            config.augment,
+            config.drop_last,
+        )
+        optimizer = build_optimizer(config, model)
+        scheduler = build_scheduler(config, optimizer, batches.steps_per_epoch)
+        observer = ConservationObserver(model, optimizer, laws)
+        torch.manual_seed(stream_seed(config.seed, "dropout"))
+        return cls(model, optimizer, scheduler, observer, batches, device)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.batches.epoch
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> Checkpoint:
+        """The content of a checkpoint, without the metrics."""
+        rng_state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng_state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "model_state_dict": self.model.state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "scheduler_state_dict": self.scheduler.state_dict(),
+            "observer_state_dict": self.observer.state_dict(),
+            "loss_state": self.losses.state_dict(),
+            "rng_state": rng_state,
+            "data_state": self.batches.state_dict(),
+        }
+
+    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+        """Continue exactly where the checkpoint was made.
+
+        Raises:
+            UserError: the checkpoint is of another model.
+        """
+        try:
+            self.model.load_state_dict(checkpoint["model_state_dict"])
+            self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the checkpoint of step {checkpoint['step']} does not fit the model ({reason}); "
+                "bring back the model's code, or start anew with --overwrite"
+            ) from error
+        self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+        self.observer.load_state_dict(checkpoint["observer_state_dict"])
+        self.losses.load_state_dict(checkpoint["loss_state"])
+        self.batches.load_state_dict(checkpoint["data_state"])
+        self.step = checkpoint["step"]
+        rng_state: dict[str, Any] = checkpoint["rng_state"]
+        torch.set_rng_state(rng_state["cpu"])
+        if self.device.type == "cuda" and "cuda" in rng_state:
+            torch.cuda.set_rng_state(rng_state["cuda"], self.device)

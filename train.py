@@ -1,0 +1,26 @@
+"""Stage 1: train a model and save checkpoints, the laws of its symmetries and its metrics."""
+
+from Data import DATASETS
+from Models import MODELS, NONLINEARITIES
+from Training import LOSSES, OPTIMIZERS, TrainConfig
+from Utils.cli import parse
+from Utils.errors import run_stage
+from Utils.rundir import RunFolder
+
+
+def main() -> int:
+    """Parse the command line and train; returns the exit code."""
+    registries = (DATASETS, MODELS, NONLINEARITIES, LOSSES, OPTIMIZERS)
+    config = parse(TrainConfig, epilog="\n\n".join(f"{r.kind}:\n{r.table()}" for r in registries))
+    run = None if config.list_laws else RunFolder(config.run_path)
+
+    from Training.run import list_laws, train  # brings torch, which usage errors need not wait for
+
+    if run is not None:
+        return train(config, run)
+    print(list_laws(config))
+    return 0
+
+
+if __name__ == "__main__":
+    run_stage(main)
