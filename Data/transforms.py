@@ -1,0 +1,81 @@
+"""From raw images to a network's inputs: random crops and flips, then normalisation.
+
+Letters in shapes: N images of the split, B of the batch, C channels, H x W pixels, p padding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from Data.registry import Augmentation, DatasetEntry
+
+
+class Normalize:
+    """(raw / max_value - mean) / std per channel: what ToTensor and Normalize of torchvision do.
+
+    Args:
+        entry: the dataset, whose ``max_value``, ``mean`` and ``std`` are used.
+        device: where the raw images are.
+        dtype: of the result.
+    """
+
+    def __init__(self, entry: DatasetEntry, device: torch.device | str, dtype: torch.dtype):
+        self._max_value = entry.max_value
+        self._mean = torch.tensor(entry.mean, dtype=dtype, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(entry.std, dtype=dtype, device=device).view(-1, 1, 1)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """[B, C, H, W] of any dtype -> a new [B, C, H, W] tensor, normalised."""
+        # One new tensor, then in place: half the memory traffic of four new tensors.
+        values = raw.to(self._mean.dtype, copy=True)
+        return values.div_(self._max_value).sub_(self._mean).div_(self._std)
+
+
+class CropAndFlip:
+    """Draws a random crop and flip for every image of a batch, without a loop over images.
+
+    Args:
+        images: [N, C, H, W]; a padded copy is kept.
+        augmentation: which crops and flips to draw from.
+        generator: on the CPU, so that all devices see the same crops.
+    """
+
+    def __init__(self, images: Tensor, augmentation: Augmentation, generator: torch.Generator):
+        self._windows = crop_windows(images, augmentation.pad)
+        self._augmentation = augmentation
+        self._generator = generator
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """The images with the given numbers ([B] int64), changed at random: [B, C, H, W]."""
+        draws = draw(self._augmentation, len(index), self._generator).to(index.device)
+        return crop_and_flip(self._windows, index, draws)
+
+
+def draw(augmentation: Augmentation, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Rows and columns where crops begin (0 to 2p) and flips (0 or 1): [3, B] int64."""
+    corners = torch.randint(2 * augmentation.pad + 1, (2, batch_size), generator=generator)
+    flips = torch.randint(1 + augmentation.flip, (1, batch_size), generator=generator)
+    return torch.cat([corners, flips])
+
+
+def crop_windows(images: Tensor, pad: int) -> Tensor:
+    """Every H x W crop of the zero-padded images, as a view: [N, C, 2p+1, 2p+1, H, W]."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (pad, pad, pad, pad))
+    return padded.unfold(2, height, 1).unfold(3, width, 1)
+
+
+def crop_and_flip(windows: Tensor, index: Tensor, draws: Tensor) -> Tensor:
+    """One crop of each indexed image, mirrored where asked.
+
+    Args:
+        windows: [N, C, 2p+1, 2p+1, H, W] from :func:`crop_windows`.
+        index: [B] image numbers.
+        draws: [3, B] from :func:`draw`: row, column and flip of each image.
+
+    Returns:
+        [B, C, H, W].
+    """
+    rows, columns, flips = draws
+    crops = windows[index, :, rows, columns]
+    return torch.where(flips.bool()[:, None, None, None], crops.flip(-1), crops)

@@ -1,0 +1,1 @@
+"""Side-by-side measurements, each naming its rival and its limit."""
