@@ -66,7 +66,7 @@ class Batches:
         self.steps_per_epoch = whole + (rest > 0 and not drop_last)
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"--batch-size {batch_size}: larger than the {len(split)} examples of "
+                f"--train-batch-size {batch_size}: larger than the {len(split)} examples of "
                 f"{split.entry.name}, whose only batch --drop-last drops; choose a smaller one"
             )
         self._targets = split.targets
@@ -117,7 +117,7 @@ class Batches:
             form = "{} examples in batches of {} ({} per epoch)".format
             raise UserError(
                 f"the data differ from the checkpoint's: {form(*here)}, it has {form(*saved)}; "
-                "continue with the --dataset and --batch-size that the run began with"
+                "continue with the --dataset and --train-batch-size that the run began with"
             )
         self._order_generator.set_state(state["order_state"].cpu())
         self._start_epoch()

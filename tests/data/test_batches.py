@@ -68,7 +68,7 @@ def test_a_batch_may_be_larger_than_the_split() -> None:
     inputs, targets = Batches(numbered(4), batch_size=100, seed=0).next()
     assert inputs.shape == (4, 3, 8, 6)
     assert sorted(targets.tolist()) == [0, 1, 2, 3]
-    with pytest.raises(UserError, match="--batch-size 100: larger than the 4 examples"):
+    with pytest.raises(UserError, match="--train-batch-size 100: larger than the 4 examples"):
         Batches(numbered(4), batch_size=100, seed=0, drop_last=True)
 
 
