@@ -13,6 +13,7 @@ class Deviation:
     """The largest relative deviations of a metric, over its open laws and all steps.
 
     Attributes:
+        run: the name of the run.
         metric: its name.
         laws: how many it has; open, how many of their gates are open.
         exact: |measured − exact law| / size.
@@ -20,6 +21,7 @@ class Deviation:
         leak: what the broken symmetry has moved, / size.
     """
 
+    run: str
     metric: str
     laws: int
     open: int
@@ -48,18 +50,33 @@ def deviation(cache: Path) -> Deviation | None:
             laws += gate.tolist()
             worst = np.vstack([worst, *([x[:, gate].max(initial=0.0) for x in relative],)])
         exact_, paper_, leak_ = worst.max(axis=0, initial=0.0).tolist()
-        return Deviation(str(file.attrs["metric"]), len(laws), sum(laws), exact_, paper_, leak_)
+        run = cache.parent.parent.name
+        return Deviation(
+            run, str(file.attrs["metric"]), len(laws), sum(laws), exact_, paper_, leak_
+        )
 
 
 def deviation_table(caches: list[Path]) -> str:
-    """One line per metric that has laws; empty if none has."""
-    found = [d for d in map(deviation, caches) if d is not None]
-    lines = [
-        f"{d.metric:<12}  {d.laws:>6}  {d.open:>6}  "
-        f"{d.exact:>10.1e}  {d.paper:>10.1e}  {d.leak:>10.1e}"
-        for d in found
-        if d.laws
+    """One line per run and metric that has laws.
+
+    Args:
+        caches: cache files of any metrics and runs.
+    """
+    head = ("run", "metric", "laws", "open", "exact law", "paper", "leak")
+    rows = [
+        (
+            d.run,
+            d.metric,
+            str(d.laws),
+            str(d.open),
+            *(f"{x:.1e}" for x in (d.exact, d.paper, d.leak)),
+        )
+        for d in map(deviation, caches)
+        if d is not None and d.laws
     ]
-    head = f"{'metric':<12}  {'laws':>6}  {'open':>6}  {'exact':>10}  {'paper':>10}  {'leak':>10}"
-    note = "largest |measured − predicted| / size over all checkpoints and laws with an open gate"
-    return "\n".join([note, head, *lines]) if lines else ""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = (
+        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *rows]
+    )
+    note = "largest |measured − predicted| / size, over all checkpoints and laws with an open gate"
+    return "\n".join([note, *lines]) if rows else "no conservation laws in this run"

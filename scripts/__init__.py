@@ -1,0 +1,1 @@
+"""Operating the pipeline: what is run around the four stages."""
