@@ -179,7 +179,8 @@ class ConservationObserver:
         rows = torch.stack([row for _, row in self._pending]).double().cpu().numpy()
         widths = [self.laws.quadratic.matrix.shape[1], self.laws.linear.matrix.shape[1]]
         for (coefficients, _), row in zip(self._pending, rows, strict=True):
-            quadratic_leak, linear_leak, *forms = _split(row, widths)
+            count = 3 if coefficients[0].nesterov else 1
+            quadratic_leak, linear_leak, *forms = _split(row, widths, count)
             leak = np.concatenate(
                 [self.laws.quadratic.matrix @ quadratic_leak, self.laws.linear.matrix @ linear_leak]
             )
@@ -275,7 +276,6 @@ def _groups(
     return [(m[m < count], m[m >= count]) for m in members], spanning
 
 
-def _split(row: Floats, widths: list[int]) -> list[Floats]:
-    """Cut a step's row into the leaks [quadratic, linear] and the quadratic forms."""
-    forms = (len(row) - sum(widths)) // max(widths[0], 1)
+def _split(row: Floats, widths: list[int], forms: int) -> list[Floats]:
+    """Cut a step's row into the leaks [quadratic, linear] and ``forms`` quadratic forms."""
     return np.split(row, np.cumsum([*widths, *[widths[0]] * forms])[:-1])

@@ -97,12 +97,12 @@ def linear_step(s: Floats, p: Floats, c: Coefficients, leak: Floats) -> tuple[Fl
 def paper_quadratic_step(
     u: Floats, rate: Floats, c: Coefficients, uu: Floats
 ) -> tuple[Floats, Floats]:
-    """Kunin et al. (2021): the modified flow's prediction of q, advanced by one step.
+    """The modified flow's prediction of q (Kunin et al. 2021, section 6), over one step.
 
-    Without momentum their equation 17, ``e^{−2λt}q₀ + η∫e^{−2λ(t−τ)}|g|²dτ``; with momentum
-    the forced oscillator ``q̈ + 2γq̇ + ω²q = 2|θ̇|²`` of their appendix, both as left Riemann
-    sums in a form that neither overflows nor assumes constant coefficients. Nesterov's
-    correction is not part of their theory.
+    Without momentum ``e^{−2λt}q₀ + η∫e^{−2λ(t−τ)}|g|²dτ``; with momentum the forced oscillator
+    ``q̈ + 2γq̇ + ω²q = 2|θ̇|²`` of their appendix; both as left Riemann sums, in a form that
+    neither overflows nor assumes constant coefficients. Nesterov's correction is not part of
+    their theory.
 
     Args:
         u, rate: the prediction and its time derivative, [K].
@@ -116,9 +116,9 @@ def paper_quadratic_step(
 
 
 def paper_linear_step(u: Floats, rate: Floats, c: Coefficients) -> tuple[Floats, Floats]:
-    """Kunin et al. (2021): the modified flow's prediction of s, advanced by one step.
+    """The modified flow's prediction of s (Kunin et al. 2021, section 6), over one step.
 
-    Without momentum their equation 16, ``e^{−λt}s₀``; with momentum the free oscillator.
+    Without momentum ``e^{−λt}s₀``; with momentum the free oscillator.
     """
     if c.momentum == 0:
         return math.exp(-c.wd * c.lr) * u, rate

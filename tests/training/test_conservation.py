@@ -1,0 +1,250 @@
+"""The observer on stock optimizers, against charges measured from the weights."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from Models.symmetry import Charges, Family, Laws, Reduction, find_laws
+from Training.conservation import LEAK_TOLERANCE, ConservationObserver
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "weight_decay": 5e-3},
+    "sgd without decay": {"lr": 0.1},
+    "momentum": {"lr": 0.03, "momentum": 0.9, "weight_decay": 5e-3},
+    "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 5e-3},
+    "nesterov": {"lr": 0.03, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-3},
+    "nesterov without decay": {"lr": 0.03, "momentum": 0.9, "nesterov": True},
+    "underdamped": {"lr": 0.02, "momentum": 0.99, "weight_decay": 1e-2},
+}
+
+
+def network(eps: float = 1e-5, dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6, eps=eps),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(96, 5),
+    ).to(dtype)
+
+
+def batches(steps: int, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    for k in range(steps):
+        size = 16 if k % 7 else 5  # partial batches too
+        inputs = torch.randn(size, 2, 4, 4, generator=generator, dtype=torch.float64)
+        yield inputs.to(dtype), torch.randint(0, 5, (size,), generator=generator)
+
+
+def laws_of(model: nn.Module) -> Laws:
+    dtype = next(model.parameters()).dtype
+    return find_laws(model, torch.zeros(2, 2, 4, 4, dtype=dtype), "ce")
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.SGD, data: list[tuple[Tensor, Tensor]], clip: float = 0
+) -> None:
+    for inputs, targets in data:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+
+def residual(observer: ConservationObserver, model: nn.Module) -> np.ndarray:
+    """|measured − predicted| / size, [K]."""
+    parameters = dict(model.named_parameters())
+    measured, size = observer.laws.measure_with_sizes(lambda name: parameters[name].detach())
+    predicted = observer.state_dict()["charge"].numpy()
+    return np.abs(measured - predicted) / size
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("implementation", ["foreach", "for-loop", "fused"])
+def test_predictions_are_exact_in_float64(options, implementation):
+    model = network()
+    flags = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
+    optimizer = torch.optim.SGD(model.parameters(), **options, **flags)
+    observer = ConservationObserver(model, optimizer, laws_of(model))
+    train(model, optimizer, list(batches(120)), clip=1.0)
+    observer.record(120)
+    assert residual(observer, model).max() < 1e-12
+    assert observer.open.all()
+
+
+def test_predictions_follow_schedules_of_every_hyper_parameter():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5, weight_decay=1e-3)
+    observer = ConservationObserver(model, optimizer, laws_of(model))
+    for k, batch in enumerate(batches(90)):
+        optimizer.param_groups[0] |= {
+            "lr": 0.1 / (1 + k // 30),
+            "momentum": 0.5 + k / 300,
+            "weight_decay": 1e-3 * (k % 3),
+        }
+        train(model, optimizer, [batch])
+    observer.record(90)
+    assert residual(observer, model).max() < 1e-12
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_predictions_hold_to_five_digits_in_float32(options):
+    model = network(dtype=torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    observer = ConservationObserver(model, optimizer, laws_of(model))
+    train(model, optimizer, list(batches(300, torch.float32)))
+    observer.record(300)
+    quadratic = len(observer.laws.quadratic)
+    assert residual(observer, model)[:quadratic].max() < 1e-5
+
+
+def test_an_observed_run_is_the_run_itself():
+    """Observing must not change a single bit of training."""
+    final = []
+    for observed in (True, False):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        observer = ConservationObserver(model, optimizer, laws_of(model)) if observed else None
+        train(model, optimizer, list(batches(30)))
+        if observer:
+            observer.record(30)
+        final.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*final, strict=True))
+
+
+@pytest.mark.parametrize("options", [OPTIMIZERS["dampening"], OPTIMIZERS["sgd"]])
+def test_resuming_changes_nothing(options):
+    data = list(batches(60))
+
+    def fresh() -> tuple[nn.Module, torch.optim.SGD, ConservationObserver]:
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), **options)
+        return model, optimizer, ConservationObserver(model, optimizer, laws_of(model))
+
+    model, optimizer, observer = fresh()
+    train(model, optimizer, data)
+    observer.record(60)
+    whole = observer.state_dict()
+
+    model, optimizer, observer = fresh()
+    train(model, optimizer, data[:25])
+    observer.record(25)
+    saved = model.state_dict(), optimizer.state_dict(), observer.state_dict()
+    model, optimizer, observer = fresh()
+    for part, state in zip((model, optimizer, observer), saved, strict=True):
+        part.load_state_dict(state)
+    train(model, optimizer, data[25:])
+    observer.record(60)
+    resumed = observer.state_dict()
+    for name, value in whole.items():
+        if isinstance(value, Tensor) and name != "leak_peak":  # its peak is taken at records
+            assert torch.equal(value, resumed[name]), name
+    assert resumed["time"] == whole["time"]
+
+
+def test_the_leak_of_a_normalisation_is_its_epsilon():
+    """ℓ = ε/(σ² + ε) γ ∂L/∂γ per filter, the closed form for batch normalisation."""
+    model = network(eps=1e-2)
+    laws = laws_of(model)
+    inputs, targets = next(batches(1))
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    conv, norm = model[0], model[1]
+    variance = conv(inputs).var((0, 2, 3), correction=0)
+    expected = norm.eps / (variance + norm.eps) * norm.weight * norm.weight.grad
+    parameters = dict(model.named_parameters())
+    leak = laws.quadratic.evaluate(lambda n: parameters[n].detach() * parameters[n].grad)
+    family = next(laws.of_kind("scale"))
+    np.testing.assert_allclose(leak[family.units], expected.detach().numpy(), rtol=1e-9)
+
+
+def false_law() -> Laws:
+    """'Scale' of the second convolution, which no normalisation follows."""
+    charges = Charges((Reduction("3.weight", "row"),), sparse.csr_matrix(np.eye(6)))
+    family = Family("scale", "3", 0, 6, ("3.weight",))
+    return Laws(charges, Charges((), sparse.csr_matrix((0, 0))), (family,), ())
+
+
+def test_the_gate_closes_on_a_law_that_is_none():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    observer = ConservationObserver(model, optimizer, false_law())
+    train(model, optimizer, list(batches(50)))
+    observer.record(50)
+    assert not observer.open.any()
+    assert observer.state_dict()["leak_peak"].min() > LEAK_TOLERANCE
+
+
+def test_the_gate_closes_where_a_laws_parameters_are_updated_differently():
+    model = network()
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    groups = [{"params": matrices, "weight_decay": 1e-2}, {"params": vectors}]
+    optimizer = torch.optim.SGD(groups, lr=0.05)
+    observer = ConservationObserver(model, optimizer, laws_of(model))
+    train(model, optimizer, list(batches(40)))
+    observer.record(40)
+    verdict = {(f.kind, f.layer): observer.open[f.units] for f in observer.laws.families}
+    assert not verdict["rescale", "1|3"].any()  # gains without decay, weights with it
+    assert verdict["translation", "6.weight"].all()
+    assert residual(observer, model)[observer.open].max() < 1e-12
+
+
+def test_record_holds_layer_sums_since_the_last_checkpoint():
+    model = network()
+    laws = laws_of(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    observer = ConservationObserver(model, optimizer, laws)
+    observer.record(0)
+    data = list(batches(20))
+    train(model, optimizer, data[:10])
+    observer.record(10)
+    observer.record(10)  # no second time
+    parameters = dict(model.named_parameters())
+    charges = laws.measure(lambda name: parameters[name].detach())
+    record = observer.state_dict()["record"]
+    assert record["step"].tolist() == [0, 10]
+    np.testing.assert_allclose(record["time"], [0, 1.0])
+    sums = [charges[family.units].sum() for family in laws.families]
+    np.testing.assert_allclose(record["empirical"][1], sums, rtol=1e-12)
+    observer.checkpointed()
+    train(model, optimizer, data[10:])
+    observer.record(20)
+    assert observer.state_dict()["record"]["step"].tolist() == [20]
+
+
+def test_time_of_gradient_flow():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.5)
+    observer = ConservationObserver(model, optimizer, laws_of(model))
+    train(model, optimizer, list(batches(8)))
+    observer.record(8)
+    assert observer.time == pytest.approx(8 * 0.1 * 0.5 / 0.1)
+
+
+def test_state_is_seven_numbers_per_law():
+    model = network()
+    laws = laws_of(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = ConservationObserver(model, optimizer, laws).state_dict()
+    doubles = sum(v.numel() for v in state.values() if getattr(v, "dtype", 0) == torch.float64)
+    assert doubles == 7 * len(laws)
+
+
+def test_a_model_without_laws_is_observed_in_silence():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 5), nn.Tanh()).double()
+    laws = find_laws(model, torch.zeros(2, 2, 4, 4, dtype=torch.float64), "mse")
+    assert len(laws) == 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    observer = ConservationObserver(model, optimizer, laws)
+    train(model, optimizer, list(batches(3)))
+    observer.record(3)
+    assert observer.time == pytest.approx(0.3)
