@@ -6,10 +6,12 @@ import io
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 import yaml
+from tyro.constructors import PrimitiveConstructorSpec
 
 from Utils.config import Config, validate
 from Utils.errors import UserError
@@ -48,13 +50,31 @@ def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
     """A plain dataclass with the schema's fields: tyro reads it, pydantic checks it after."""
     fields: list[Any] = []
     for name, info in schema.model_fields.items():
-        kind: Any = info.annotation
-        for extra in info.metadata:
-            kind = Annotated[kind, extra]
-        kind = Annotated[kind, tyro.conf.arg(help=info.description)]
         default = defaults.get(name, info.get_default(call_default_factory=True))
-        fields.append((name, kind, dataclasses.field(default=default)))
+        hint = {"help_behavior_hint": "(optional)"} if default is None else {}
+        argument = tyro.conf.arg(help=info.description, **hint)
+        kind: Any = info.annotation
+        annotated = Annotated[kind, *_as_text(kind), *info.metadata, argument]
+        fields.append((name, annotated, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(schema.__name__, fields)
+
+
+def _as_text(annotation: Any) -> list[PrimitiveConstructorSpec[Any]]:
+    """Have tyro hand numbers and names over as they were typed: pydantic checks them better."""
+    kinds: list[Any] = [kind for kind in get_args(annotation) if kind is not NoneType]
+    names: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR"}
+    metavar = names.get(kinds[0] if len(kinds) == 1 else annotation)
+    if metavar is None:
+        return []
+    return [
+        PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=metavar,
+            instance_from_str=lambda arguments: arguments[0],
+            is_instance=lambda value: True,
+            str_from_instance=lambda value: [str(value)],
+        )
+    ]
 
 
 def _print_help(schema: type[Config], flags: type, epilog: str) -> None:
@@ -114,6 +134,8 @@ def _one_line(box: str, flags: type) -> str:
     message = next((part for part in parts[1:] if part), parts[0])
     unrecognized = re.match(r"Unrecognized options: ([^\s,]+)", message)
     if unrecognized:
+        if not unrecognized[1].startswith("-"):
+            return f"unexpected argument '{unrecognized[1]}'; flags begin with --, see --help"
         names = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(flags)]
         return unknown("flag", unrecognized[1], names)
     return f"{message.rstrip('. ')}; see --help"

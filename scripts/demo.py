@@ -25,7 +25,7 @@ RUNS = {
 def commands(expid: str, flags: str) -> list[str]:
     """The four stages of one run, as one types them."""
     run = f"--experiment demo --expid {expid}"
-    train = f"train.py --dataset digits {flags} --epochs 30 --save-freq 50 {run}"
+    train = f"train.py --dataset digits {flags} --epochs 30 --save-at log {run}"
     return [train, *(f"{stage}.py {run}" for stage in ("extract", "cache", "plot"))]
 
 
