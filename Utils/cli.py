@@ -51,8 +51,8 @@ def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
     fields: list[Any] = []
     for name, info in schema.model_fields.items():
         default = defaults.get(name, info.get_default(call_default_factory=True))
-        hint = {"help_behavior_hint": "(optional)"} if default is None else {}
-        argument = tyro.conf.arg(help=info.description, **hint)
+        hint = "(optional)" if default is None else None  # None: tyro's own, "(default: …)"
+        argument = tyro.conf.arg(help=info.description, help_behavior_hint=hint)
         kind: Any = info.annotation
         annotated = Annotated[kind, *_as_text(kind), *info.metadata, argument]
         fields.append((name, annotated, dataclasses.field(default=default)))
