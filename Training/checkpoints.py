@@ -8,10 +8,12 @@ accuracy5``.
 
 import logging
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from Utils.errors import UserError, storage_error
 from Utils.rundir import RunFolder
@@ -44,21 +46,44 @@ def load_checkpoint(path: Path, mmap: bool = True) -> Checkpoint:
         UserError: missing, truncated, damaged, or with contents other than tensors and plain
             containers.
     """
+    advice = "delete it, and run train.py again to continue from the one before"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with open(path, "rb") as file:
+            is_whole = zipfile.is_zipfile(file)  # its directory is at its end
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run train.py for this run first") from None
     except OSError as error:
         raise storage_error(error, path) from error
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()
+    if not is_whole:
+        raise UserError(f"{path} is truncated or no checkpoint; {advice}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is truncated or no checkpoint ({reason[0] if reason else 'empty file'}); "
-            "delete it, and run train.py again to continue from the one before"
+            f"{path} holds more than tensors and plain containers and is not read, "
+            "because that could run code; save it again without"
         ) from error
+    except Exception as error:  # damaged bytes can raise anything
+        raise UserError(f"{path} is damaged ({_first_line(error)}); {advice}") from error
     if not isinstance(content, dict) or "model_state_dict" not in content:
         raise UserError(f"{path} is no checkpoint of train.py; delete it")
     return content
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give ``model`` the parameters and buffers of a checkpoint.
+
+    Raises:
+        UserError: they are another model's.
+    """
+    try:
+        model.load_state_dict(checkpoint["model_state_dict"])
+    except RuntimeError as error:
+        raise UserError(
+            f"the checkpoint of step {checkpoint['step']} does not fit the model "
+            f"({' '.join(str(error).split())}); bring the model's code back, or start anew with "
+            "--overwrite"
+        ) from error
 
 
 def newest_checkpoint(run: RunFolder, log: logging.Logger) -> Checkpoint | None:
@@ -74,3 +99,7 @@ def newest_checkpoint(run: RunFolder, log: logging.Logger) -> Checkpoint | None:
         except UserError as error:
             log.warning("passing over a checkpoint: %s", error)
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no message")

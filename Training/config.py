@@ -11,6 +11,8 @@ from Training.registry import LOSSES, OPTIMIZERS
 from Utils.config import Integers, Names, RunConfig
 from Utils.devices import DeviceName
 
+_TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
+
 
 class TrainConfig(ModelConfig, RunConfig):
     """Train a model and save what the later stages need; run it again to continue."""
@@ -102,9 +104,6 @@ class TrainConfig(ModelConfig, RunConfig):
         for part in self.save_at:
             steps.update(_TEN_PER_DECADE if part == "log" else [int(part)])
         return {step for step in steps if 0 < step <= total}
-
-
-_TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
 
 
 class ExtractConfig(RunConfig):

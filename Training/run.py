@@ -10,7 +10,7 @@ from Data.batches import probe_batch
 from Data.dataset import Dataset
 from Models import build_model
 from Models.symmetry import Laws, find_laws
-from Training.checkpoints import newest_checkpoint
+from Training.checkpoints import load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
 from Training.journal import Journal
@@ -58,7 +58,9 @@ def _train(
 ) -> int:
     log = stage_logger("train", run.logs / "run.log")
     checkpoint = newest_checkpoint(run, log)
-    if not run.symmetries.exists():
+    if checkpoint is not None:
+        load_weights(model, checkpoint)  # first of all, as all else is made for this very model
+    if checkpoint is None or not run.symmetries.exists():
         _laws(config, model).save(run.symmetries)
     laws = Laws.load(run.symmetries)
     state = TrainingState.initial(config, model, dataset, laws, device)

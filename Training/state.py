@@ -11,12 +11,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from Data.batches import Batches
 from Data.dataset import Dataset
 from Models.symmetry import Laws
-from Training.checkpoints import Checkpoint
+from Training.checkpoints import Checkpoint, load_weights
 from Training.config import TrainConfig
 from Training.conservation import ConservationObserver
 from Training.losses import LossRecord
 from Training.optimizers import build_optimizer, build_scheduler
-from Utils.errors import UserError
 from Utils.seeds import stream_seed
 
 
@@ -104,17 +103,10 @@ class TrainingState:
         """Continue exactly where the checkpoint was made.
 
         Raises:
-            UserError: the checkpoint is of another model.
+            UserError: the checkpoint is of another model or of other data.
         """
-        try:
-            self.model.load_state_dict(checkpoint["model_state_dict"])
-            self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"the checkpoint of step {checkpoint['step']} does not fit the model ({reason}); "
-                "bring back the model's code, or start anew with --overwrite"
-            ) from error
+        load_weights(self.model, checkpoint)
+        self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
         self.observer.load_state_dict(checkpoint["observer_state_dict"])
         self.losses.load_state_dict(checkpoint["loss_state"])
