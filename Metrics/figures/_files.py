@@ -1,0 +1,53 @@
+"""Figures as files: what they say of their origin, and whether they are up to date."""
+
+import hashlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from Metrics.figures._cache import Header
+from Metrics.figures._options import Options
+from Metrics.figures._style import settings
+from Utils.storage import write_atomically
+
+
+def fingerprint(header: Header, options: Options) -> str:
+    """What figures of a cache carry: it tells the features and the options apart."""
+    told = f"{header.metric} {header.features_hash} {options}"
+    return f"figure-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def is_current(figure: Path, cache: Path, mark: str) -> bool:
+    """Whether a figure is newer than its cache and carries the fingerprint ``mark``."""
+    return (
+        figure.is_file()
+        and figure.stat().st_mtime_ns >= cache.stat().st_mtime_ns
+        and mark.encode() in figure.read_bytes()
+    )
+
+
+def save(figure: Figure, path: Path, cache: Path, options: Options, mark: str) -> None:
+    """Write a figure, in the format that the path's extension tells, atomically.
+
+    The same figure has the same bytes: no date is written. The metadata name the cache, the
+    command and the fingerprint ``mark``.
+    """
+    kind = path.suffix.removeprefix(".")
+    metadata = _metadata(kind, f"drawn from {cache} by: {_command()}", mark)
+    with settings(options.use_tex):
+        write_atomically(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
+
+
+def _metadata(kind: str, origin: str, mark: str) -> dict[str, Any]:
+    if kind == "pdf":
+        return {"Subject": origin, "Keywords": mark, "CreationDate": None}
+    if kind == "svg":
+        return {"Description": origin, "Keywords": mark, "Date": None}
+    return {"Description": origin, "Keywords": mark}
+
+
+def _command() -> str:
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,169 @@
+"""The look of all figures: fonts, colours, ticks. Sizes are those of the printed page."""
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from Metrics.figures._cache import Array
+from Utils.errors import UserError
+
+TITLE_SIZE = 8.0  # points
+SMALL_SIZE = 7.0  # points; nothing is smaller
+
+GREY = "0.35"
+
+# Okabe and Ito's colours without black (the predictions') and yellow (too pale on white).
+_FEW = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+MEASURED: dict[str, Any] = {"linestyle": "-", "linewidth": 1.6, "zorder": 2}
+EXACT: dict[str, Any] = {"linestyle": (0, (3.5, 2.2)), "linewidth": 0.8, "color": "k", "zorder": 4}
+PAPER: dict[str, Any] = {"linestyle": ":", "linewidth": 0.9, "color": GREY, "zorder": 3}
+THIN: dict[str, Any] = {"linestyle": "-", "linewidth": 0.9, "zorder": 2}
+ROUNDING: dict[str, Any] = {"linestyle": "-", "linewidth": 0.6, "color": "0.6", "zorder": 1}
+
+_BASE: dict[str, Any] = {
+    "font.size": TITLE_SIZE,
+    "axes.titlesize": TITLE_SIZE,
+    "axes.labelsize": TITLE_SIZE,
+    "xtick.labelsize": SMALL_SIZE,
+    "ytick.labelsize": SMALL_SIZE,
+    "legend.fontsize": SMALL_SIZE,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.use_mathtext": True,
+    "axes.formatter.useoffset": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.solid_capstyle": "round",
+    "pdf.fonttype": 42,  # editable text; publishers refuse Type 3 fonts
+    "svg.hashsalt": "learning-mechanics",  # the same figure has the same bytes
+    "savefig.dpi": 300,
+}
+# matplotlib ships STIX, so figures look the same everywhere; DejaVu has the missing glyphs.
+_MATHTEXT = {"font.family": ["STIXGeneral", "DejaVu Sans"], "mathtext.fontset": "stix"}
+_TEX = {"text.usetex": True, "font.family": "serif"}
+
+_TEX_SPECIAL = {character: "\\" + character for character in "_#%&{}$"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\^{}",
+    "~": r"\~{}",
+    "…": r"\ldots{}",
+    "–": "--",
+    "|": "$|$",
+    "<": "$<$",
+    ">": "$>$",
+    "−": "$-$",
+    "·": r"$\cdot$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "ε": r"$\varepsilon$",
+    "λ": r"$\lambda$",
+    "β": r"$\beta$",
+    "η": r"$\eta$",
+}
+
+
+@contextmanager
+def settings(use_tex: bool) -> Iterator[None]:
+    """A context with matplotlib's settings, text being set by LaTeX or by matplotlib itself.
+
+    Raises:
+        UserError: LaTeX, or a program or font it comes with, is missing or fails.
+    """
+    rc: Any = _BASE | (_TEX if use_tex else _MATHTEXT)  # older stubs have other types of keys
+    try:
+        with style.context(["default", rc]):  # whatever the user's matplotlibrc says
+            yield
+    except (RuntimeError, FileNotFoundError) as error:
+        if not use_tex:
+            raise
+        why = str(error).partition("\n")[0]
+        raise UserError(f"--use-tex: {why}; mend LaTeX or use --no-use-tex") from error
+
+
+def plain(text: str, use_tex: bool) -> str:
+    """``text`` so that no character of it is markup."""
+    if use_tex:
+        escaped = (_TEX_SPECIAL.get(c, c if c.isascii() else "?") for c in text)
+        return "".join(escaped)
+    return text.replace("$", r"\$")
+
+
+def layer_title(name: str, inches: float, points: float, use_tex: bool) -> str:
+    """A layer's name on the page; in STIX a bar without spaces reads like an l."""
+    return plain(shorten(name.replace("|", " | "), inches, points), use_tex)
+
+
+def width(text: str, points: float = SMALL_SIZE) -> float:
+    """How wide a text is on the page, in inches; with LaTeX, about."""
+    if not text:
+        return 0.0
+    path = TextPath((0, 0), text.replace("$", "S"), size=points)  # "$" would begin a formula
+    return float(path.get_extents().width / 72)
+
+
+def shorten(text: str, inches: float, points: float = SMALL_SIZE) -> str:
+    """``text`` with as much of its middle left out as makes it fit."""
+    short, kept = text, len(text)
+    while kept > 2 and width(short, points) > inches:
+        kept -= 1
+        short = f"{text[: kept // 2]}…{text[len(text) - (kept + 1) // 2 :]}"
+    return short
+
+
+def wrap(text: str, inches: float) -> str:
+    """Small text in lines that fit a width."""
+    mean = width(text) / max(len(text), 1)
+    return textwrap.fill(text, max(int(0.95 * inches / mean), 1)) if mean else text
+
+
+def colours(count: int) -> list[Any]:
+    """``count`` colours that colour-blind readers can tell apart; ordered if they are many."""
+    if count <= len(_FEW):
+        return list(_FEW[:count])
+    ordered = colormaps["viridis"](np.linspace(0.05, 0.95, count))
+    return list(0.75 * ordered + 0.25)  # paler, so that black dashes are seen on all of them
+
+
+def linear_ticks(axes: Axes, values: Array) -> None:
+    """Limits that show ``values``, and few ticks.
+
+    Limits never close in on less than 1 % of the values, so that a conserved quantity looks
+    conserved instead of showing its rounding errors.
+    """
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    middle, span = (low + high) / 2, max(high - low, 0.01 * max(abs(low), abs(high))) or 1.0
+    axes.set_ylim(middle - 0.55 * span, middle + 0.55 * span)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def log_ticks(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic vertical axis with few ticks; of whole decades, if it spans many."""
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    if high < 1e3 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(numticks=4))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def x_ticks(axes: Axes, values: Array, whole: bool) -> None:
+    """Horizontal limits that fit ``values``, and few ticks, at whole numbers if asked for."""
+    low, high = values.min(), values.max()
+    margin = 0.02 * (high - low) or 0.5
+    axes.set_xlim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=whole))

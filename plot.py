@@ -1,0 +1,21 @@
+"""Stage 4: draw the caches of a run, what was measured beside what theory predicts."""
+
+from Metrics import METRICS
+from Metrics.figures import PlotConfig
+from Utils.cli import parse
+from Utils.errors import run_stage
+
+
+def main() -> None:
+    """Parse the command line, draw, and print where each figure is."""
+    config = parse(PlotConfig, epilog=f"metrics:\n{METRICS.table()}")
+    config.metric_names()
+
+    from Metrics.figures.run import plot_run  # brings matplotlib, for which errors need not wait
+
+    for line in plot_run(config):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_stage(main)
