@@ -5,6 +5,7 @@ works on tensors is imported from its module: :mod:`Data.dataset` (the splits),
 :mod:`Data.batches` (training, evaluation and probe batches) and :mod:`Data.transforms`.
 """
 
-from Data.registry import DATASETS, DEFAULT_DATA_DIR, Augmentation, DatasetEntry, load_dataset
+from Data.entry import Augmentation, DatasetEntry
+from Data.registry import DATASETS, DEFAULT_DATA_DIR, load_dataset
 
 __all__ = ["DATASETS", "DEFAULT_DATA_DIR", "Augmentation", "DatasetEntry", "load_dataset"]

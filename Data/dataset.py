@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from Data.registry import DatasetEntry
+from Data.entry import DatasetEntry
 
 
 @dataclass(frozen=True, eq=False)

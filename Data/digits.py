@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from Data.dataset import Dataset, Split
-from Data.registry import DatasetEntry
+from Data.entry import DatasetEntry
 
 _TEST_EVERY = 5
 

@@ -13,7 +13,7 @@ import torch
 from torchvision import datasets
 
 from Data.dataset import Dataset, Split
-from Data.registry import DatasetEntry
+from Data.entry import DatasetEntry
 from Utils.errors import UserError
 
 _TIMEOUT_SECONDS = 10.0

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from Data.registry import Augmentation, DatasetEntry
+from Data.entry import Augmentation, DatasetEntry
 
 
 class Normalize:
