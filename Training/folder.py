@@ -48,7 +48,8 @@ def check_unchanged(run: RunFolder, config: TrainConfig) -> None:
 
 
 def _brief(value: Any) -> str:
-    return ",".join(map(str, value)) or "empty" if isinstance(value, list) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "unset" if text in {"", "None"} else text
 
 
 def clear(run: RunFolder) -> None:

@@ -109,7 +109,7 @@ class Trainer:
         if reports:
             line = {**metrics, "train_loss": state.losses.take_mean("line")}
             self._report(line, milestone=epoch_ends)
-            self._log(metrics)
+            self._log(metrics or line)
         if saves:
             self._save(metrics)
 

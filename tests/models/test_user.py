@@ -35,9 +35,9 @@ def build(reference: str, dtype: str = "float32") -> torch.nn.Module:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_function_in_a_file_or_in_a_module(folder: Path, dtype: str) -> None:
-    (folder / "mine.py").write_text(GOOD)
-    from_file = build("mine.py:small", dtype).state_dict()
-    from_module = build("mine:small", dtype).state_dict()
+    (folder / "both_ways.py").write_text(GOOD)
+    from_file = build("both_ways.py:small", dtype).state_dict()
+    from_module = build("both_ways:small", dtype).state_dict()
     assert from_file["1.weight"].shape == (5, 64)
     assert from_file["1.weight"].dtype == getattr(torch, dtype)
     assert all(torch.equal(from_file[k], from_module[k]) for k in from_file)

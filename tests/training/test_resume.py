@@ -102,7 +102,7 @@ def test_another_configuration_is_refused_by_name(trains: Train, run: RunFolder)
         trains("--lr 0.1 --lr-drops 1 --width 8")
     message = str(caught.value)
     assert "--lr was 0.05 and is now 0.1" in message
-    assert "--lr-drops was empty and is now 1" in message
+    assert "--lr-drops was unset and is now 1" in message
     assert "--width was 16 and is now 8" in message
     assert "epochs" not in message
     assert run.checkpoint_steps() == [0, 12, 24]
