@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 import yaml
+from pydantic import create_model
+from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from Utils.config import Config, validate
@@ -53,8 +55,7 @@ def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
         default = defaults.get(name, info.get_default(call_default_factory=True))
         hint = "(optional)" if default is None else None  # None: tyro's own, "(default: …)"
         argument = tyro.conf.arg(help=info.description, help_behavior_hint=hint)
-        kind: Any = info.annotation
-        annotated = Annotated[kind, *_as_text(kind), *info.metadata, argument]
+        annotated = Annotated[_type(info), *_as_text(info.annotation), argument]
         fields.append((name, annotated, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(schema.__name__, fields)
 
@@ -124,8 +125,17 @@ def read_config_file(schema: type[Config], path: Path) -> dict[str, Any]:
     for key in values:
         if key not in schema.model_fields:
             raise UserError(f"--config {path}: {unknown('key', key, schema.model_fields)}")
-    checked = validate(schema, values, str(path))
-    return {key: getattr(checked, key) for key in values}
+    # Each value on its own: what fits together is known only when the flags have been read.
+    fields: dict[str, Any] = {key: (_type(schema.model_fields[key]), ...) for key in values}
+    single = create_model(schema.__name__, __base__=Config, **fields)
+    return dict(validate(single, values, str(path)))
+
+
+def _type(info: FieldInfo) -> Any:
+    kind: Any = info.annotation
+    for extra in info.metadata:
+        kind = Annotated[kind, extra]
+    return kind
 
 
 def _one_line(box: str, flags: type) -> str:
