@@ -16,7 +16,8 @@ def main() -> None:
     from Metrics.summary import deviation_table
 
     caches = cache(config, run)
-    print(deviation_table([cache.path for cache in caches]))
+    if table := deviation_table([cache.path for cache in caches]):
+        print(table)
 
 
 if __name__ == "__main__":

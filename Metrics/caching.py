@@ -1,87 +1,158 @@
-"""From features to caches: one pass over the steps, for all metrics together."""
+"""From features to caches: one pass over the steps, for all metrics together.
+
+``cache/{metric}{suffix}.h5`` holds, T being checkpoints, U units of a layer, D steps of the
+dense record: ``steps`` [T], ``time`` [T], ``sources`` [T] (which checkpoints), the metric's
+``<curve>/<layer>`` [T, U], ``dense/steps`` [D], ``dense/time`` [D], ``dense/<curve>/<layer>``
+[D], and ``gate/<layer>`` [U] with the attribute ``reason``. Dimension scales name every axis;
+units are counted by ``<layer> unit`` [U].
+"""
 
 import hashlib
 import json
+import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
-from Metrics.metric import Context, Metric
-from Metrics.registry import METRICS
+from Metrics.metric import Context, Metric, Verdict
+from Metrics.registry import METRICS, MetricEntry
 from Models.symmetry import Laws
-from Utils.errors import UserError
+from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
-from Utils.storage import open_hdf5, read_arrays, write_hdf5
+from Utils.storage import datasets, open_hdf5, write_hdf5
 
 _AGAIN = "run cache.py again with --overwrite"
+_UNIT = " unit"
+_SECONDS_BETWEEN_WRITES = 60.0
+
+Array = NDArray[Any]
 
 
 class CacheFile:
     """One metric's cache, as far as it goes, and what a pass adds to it.
 
     Args:
-        name: the metric.
+        entry: the metric.
         path: the file; what it holds already is read.
         metric: computes the rest.
         overwrite: begin anew.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or was made with other flags.
     """
 
-    def __init__(self, name: str, path: Path, metric: Metric, overwrite: bool):
-        self.name, self.path, self._metric = name, path, metric
-        self._arrays: dict[str, list[Any]] = {}
-        self._latest: dict[str, Any] = {}
-        self._attributes: dict[str, Any] = {}
-        self.steps: list[int] = []
-        self.sources: list[str] = []
+    def __init__(self, entry: MetricEntry, path: Path, metric: Metric, overwrite: bool):
+        self.path, self._entry, self._metric = path, entry, metric
+        self._sources: dict[int, str] = {}
+        self._parts: dict[str, list[Array]] = {}
+        self._verdicts: Mapping[str, Verdict] = {}
+        self._changed = False
         if path.exists() and not overwrite:
             with open_hdf5(path, _AGAIN) as file:
-                self._read(read_arrays(file))
+                self._check_settings(json.loads(file.attrs["settings"]))
+                self._read(file)
 
-    def _read(self, arrays: dict[str, Any]) -> None:
-        self.steps = arrays.pop("steps").tolist()
-        self.sources = [source.decode() for source in arrays.pop("sources")]
-        for path, array in arrays.items():
-            if not path.startswith("gate/"):
-                self._arrays[path] = [array]
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        for name, value in self._metric.settings.items():
+            if settings[name] != value:
+                raise UserError(
+                    f"{self.path} was made with --{name} {settings[name]}, not {value}; use that, "
+                    "choose another --suffix, or begin anew with --overwrite"
+                )
 
-    def add(self, step: int, features: StepFeatures) -> None:
-        """Compute the metric at one more step."""
-        self.steps.append(step)
-        self.sources.append(features.source)
-        for path, row in {"time": features.time, **self._metric.rows(features)}.items():
-            self._arrays.setdefault(path, []).append(np.asarray(row)[None])
-        for path, part in self._metric.dense(features).items():
-            self._arrays.setdefault(path, []).append(part)
-        self._latest = dict(self._metric.latest(features))
-        self._attributes = dict(self._metric.attributes(features))
+    def _read(self, file: h5py.File) -> None:
+        arrays = {path: dataset[()] for path, dataset in datasets(file)}
+        sources = arrays.pop("sources").astype(str).tolist()
+        self._sources = dict(zip(arrays.pop("steps").tolist(), sources, strict=True))
+        gates = file.get("gate", {})
+        self._verdicts = {
+            layer: Verdict(gates[layer][()], gates[layer].attrs["reason"]) for layer in gates
+        }
+        self._parts = {
+            path: [array]
+            for path, array in arrays.items()
+            if not path.startswith("gate/") and not path.endswith(_UNIT)
+        }
+
+    def update(self, step: int, features: StepFeatures) -> bool:
+        """Compute the metric at a step, unless it is here already.
+
+        Returns:
+            whether it was not.
+
+        Raises:
+            Unreadable: the features are damaged.
+            UserError: what is here came from another checkpoint of that step.
+        """
+        source = features.source
+        if step in self._sources:
+            if self._sources[step] != source:
+                raise UserError(f"{self.path}: its step {step} is of another training; {_AGAIN}")
+            return False
+        rows = {"time": features.time, **self._metric.rows(features)}
+        parts = {path: np.asarray(row)[None] for path, row in rows.items()}
+        parts |= self._metric.dense(features)
+        if step > max(self._sources, default=-1):
+            self._verdicts = self._metric.verdicts(features)
+        for path, part in parts.items():
+            self._parts.setdefault(path, []).append(part)
+        self._sources[step] = source
+        self._changed = True
+        return True
 
     def write(self) -> None:
-        """Save what was read and added."""
-        entry = METRICS[self.name]
-        arrays: dict[str, Any] = {k: np.concatenate(v) for k, v in self._arrays.items()}
-        dimensions = {path: _scales(path, array.ndim) for path, array in arrays.items()}
-        arrays |= {"steps": np.array(self.steps, np.int64), **self._latest}
-        arrays["sources"] = np.array(self.sources, dtype="S")
+        """Save what was read and added, in the order of the steps."""
+        if not self._changed:
+            return
+        gates = {f"gate/{layer}": v.open.astype(np.uint8) for layer, v in self._verdicts.items()}
+        reasons = {f"gate/{layer}": {"reason": v.reason} for layer, v in self._verdicts.items()}
+        arrays = self._curves() | gates
+        scales = {path: _scales(path, array.ndim) for path, array in arrays.items()}
+        units = {
+            scale: np.arange(arrays[path].shape[-1])
+            for path, names in scales.items()
+            for scale in names
+            if scale.endswith(_UNIT)
+        }
+        steps = sorted(self._sources)
+        sources = [self._sources[step] for step in steps]
+        head = {"steps": np.array(steps, np.int64), "sources": np.array(sources, "S")}
+        scales["sources"] = ("steps",)
+        write_hdf5(self.path, head | arrays | units, self._attributes(sources), scales, reasons)
+        self._changed = False
+
+    def _curves(self) -> dict[str, Array]:
+        """The curves over ascending steps; a dense step that two checkpoints recorded, once."""
+        arrays = {path: np.concatenate(parts) for path, parts in self._parts.items()}
+        order = np.argsort(list(self._sources))
+        dense_order = np.unique(arrays.get("dense/steps", []), return_index=True)[1]
+        return {
+            path: array[dense_order if path.startswith("dense/") else order]
+            for path, array in arrays.items()
+        }
+
+    def _attributes(self, sources: Sequence[str]) -> dict[str, str]:
+        entry = self._entry
         versions = {name: metadata.version(name) for name in ("torch", "numpy", "h5py")}
-        root = {
+        return {
             "metric": entry.name,
             "title": entry.title,
             "ylabel": entry.ylabel,
             "units": entry.units,
             "kind": entry.kind,
             "citation": entry.citation,
-            "features_hash": hashlib.sha256("\n".join(self.sources).encode()).hexdigest(),
+            "settings": json.dumps(dict(self._metric.settings)),
+            "features_hash": hashlib.sha256("\n".join(sources).encode()).hexdigest(),
             "versions": json.dumps(versions),
         }
-        write_hdf5(self.path, arrays, root, dimensions, self._attributes)
 
 
 def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
@@ -95,49 +166,66 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         the caches, also those that were complete already.
 
     Raises:
-        UserError: a stage is missing, a file is damaged, or a cache was made from the features
-            of another run.
+        UserError: a stage is missing; a file is damaged, after all others were cached; or a
+            cache was made from the features of another run.
     """
     hyperparameters = run.read_hyperparameters()
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    laws = Laws.load(run.symmetries)
-    context = Context(laws, config, hyperparameters["seed"])
+    context = Context(Laws.load(run.symmetries), config, hyperparameters["seed"])
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
-        caches = [_cache_file(name, config, run, context, steps) for name in config.metric_names()]
-        todo = [step for step in steps if any(step not in cache.steps for cache in caches)]
-        for step in progress(todo, "caching"):
-            with step_features(run.features(step), laws) as features:
-                for cache in caches:
-                    if step not in cache.steps:
-                        cache.add(step, features)
-        for cache in caches:
-            if set(todo) & set(cache.steps):
-                cache.write()
-        log.info("%d of %d steps cached to %s", len(todo), len(steps), caches[0].path.parent)
+        caches = [
+            CacheFile(
+                METRICS[name],
+                run.cache(name, config.suffix),
+                METRICS[name].load()(context),
+                config.overwrite,
+            )
+            for name in config.metric_names()
+        ]
+        new, unreadable = _pass(run, context.laws, steps, caches)
+        log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
+    if unreadable:
+        raise left_out(unreadable, len(steps))
     return caches
 
 
-def _cache_file(
-    name: str, config: CacheConfig, run: RunFolder, context: Context, steps: list[int]
-) -> CacheFile:
-    """A metric's cache as it is on disk, or an empty one if steps came in before its last."""
-    path, build = run.cache(name, config.suffix), METRICS[name].load()
-    cache = CacheFile(name, path, build(context), config.overwrite)
-    for step, source in zip(cache.steps, cache.sources, strict=True):
-        if step in steps:
-            with step_features(run.features(step), context.laws) as features:
-                if features.source != source:
-                    raise UserError(f"{path}: its step {step} is of another training; {_AGAIN}")
-    missing = set(steps) - set(cache.steps)
-    if cache.steps and missing and min(missing) < cache.steps[-1]:
-        return CacheFile(name, path, build(context), overwrite=True)
-    return cache
+def _pass(
+    run: RunFolder, laws: Laws, steps: Sequence[int], caches: Sequence[CacheFile]
+) -> tuple[int, dict[str, UserError]]:
+    """Show every step's features to every cache, once.
+
+    Returns:
+        how many steps were new to a cache, and what was wrong with unreadable feature files.
+    """
+    new, unreadable, written = 0, dict[str, UserError](), time.monotonic()
+    for step in progress(steps, "caching"):
+        path = run.features(step)
+        try:
+            with step_features(path, laws) as features:
+                added = [cache.update(step, features) for cache in caches]
+            new += any(added)
+        except Unreadable as error:
+            unreadable[path.name] = error
+        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+            _write(caches)
+            written = time.monotonic()
+    _write(caches)
+    return new, unreadable
+
+
+def _write(caches: Sequence[CacheFile]) -> None:
+    for cache in caches:
+        cache.write()
 
 
 def _scales(path: str, axes: int) -> tuple[str, ...]:
-    """The dimension scales of a dataset's axes: the steps it runs along, then none."""
+    """The dimension scale of each axis of a dataset."""
+    group, _, layer = path.rpartition("/")
+    units = f"{layer}{_UNIT}"
+    if group == "gate":
+        return (units,)
     steps = "dense/steps" if path.startswith("dense/") else "steps"
-    return () if path == steps else (steps, *[""] * (axes - 1))
+    return () if path == steps else (steps, units)[:axes]

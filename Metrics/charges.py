@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 
 from Metrics.features import StepFeatures
-from Metrics.metric import Arrays, Context
-from Models.symmetry import Kind
+from Metrics.metric import Arrays, Context, Verdict
+from Models.symmetry import Family, Kind
 from Training.conservation import LEAK_TOLERANCE
 
 
@@ -22,6 +22,10 @@ class ChargeMetric:
     def __init__(self, kind: Kind, context: Context):
         families = context.laws.families
         self._families = [(i, f) for i, f in enumerate(families) if f.kind == kind]
+
+    @property
+    def settings(self) -> Mapping[str, int | str]:
+        return {}
 
     def rows(self, features: StepFeatures) -> Arrays:
         """Per unit: the charge, its predictions, its size and what the leak has moved."""
@@ -53,25 +57,25 @@ class ChargeMetric:
             },
         }
 
-    def latest(self, features: StepFeatures) -> Arrays:
-        """Whether each law's preconditions have held to the end."""
-        gates = features.conservation("open").astype(np.uint8)
-        return {f"gate/{family.layer}": gates[family.units] for _, family in self._families}
+    def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
+        """The gates: whether the laws' preconditions have held."""
+        gates = features.conservation("open").astype(bool)
+        return {
+            family.layer: Verdict(gates[family.units], _reason(features, family))
+            for _, family in self._families
+        }
 
-    def attributes(self, features: StepFeatures) -> Mapping[str, Mapping[str, str]]:
-        """Why gates are closed."""
-        peak, apart = features.conservation("leak_peak"), features.conservation("apart")
-        reasons: dict[str, Mapping[str, str]] = {}
-        for _, family in self._families:
-            leaks = peak[family.units]
-            leaking, split = int((leaks > LEAK_TOLERANCE).sum()), int(apart[family.units].sum())
-            reason = ""
-            if leaking:
-                reason = f"leak {leaks.max():.0e} in {leaking} of {len(family)} laws"
-            elif split:
-                reason = "its parameters are updated with different hyper-parameters"
-            reasons[f"gate/{family.layer}"] = {"reason": reason}
-        return reasons
+
+def _reason(features: StepFeatures, family: Family) -> str:
+    """Why gates of a family are closed."""
+    leaks = features.conservation("leak_peak")[family.units]
+    leaking = ~(leaks <= LEAK_TOLERANCE)
+    reasons = []
+    if leaking.any():
+        reasons.append(f"leak {leaks.max():.0e} in {leaking.sum()} of {len(family)} laws")
+    if features.conservation("apart")[family.units].any():
+        reasons.append("its parameters are updated with different hyper-parameters")
+    return "; ".join(reasons)
 
 
 scale = partial(ChargeMetric, "scale")

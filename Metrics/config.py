@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from Metrics.registry import METRICS
-from Utils.config import Names, RunConfig
+from Utils.config import Names, PathPart, RunConfig
 
 
 class CacheConfig(RunConfig):
@@ -14,7 +14,7 @@ class CacheConfig(RunConfig):
     """
 
     metrics: Names = Field(METRICS.names, description="Which metrics, listed below.")
-    suffix: str = Field("", description="Added to the names of the cache files.")
+    suffix: PathPart = Field("", description="Added to the names of the cache files.")
     subset: int = Field(32, ge=1, description="Weights of each parameter that `network` follows.")
 
     def metric_names(self) -> list[str]:

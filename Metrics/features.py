@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from Models.symmetry import Laws
-from Utils.storage import open_hdf5
+from Utils.storage import datasets, open_hdf5
 
 
 class StepFeatures:
@@ -26,7 +26,6 @@ class StepFeatures:
 
     def __init__(self, path: Path, file: h5py.File, laws: Laws):
         self._path, self._file, self._laws = path, file, laws
-        self.parameter = lru_cache(maxsize=1)(self._parameter)
 
     @property
     def source(self) -> str:
@@ -40,14 +39,10 @@ class StepFeatures:
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by the names of all parameters."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        self._file["params"].visititems(
-            lambda name, item: shapes.update({name: item.shape} if _is_array(item) else {})
-        )
-        return shapes
+        """Shapes by the names of all parameters, in the network's order."""
+        return {name: dataset.shape for name, dataset in datasets(self._file["params"])}
 
-    def _parameter(self, name: str) -> Tensor:
+    def parameter(self, name: str) -> Tensor:
         """One parameter, mapped from the file rather than copied out of it where possible."""
         array = self._file[f"params/{name}"]
         offset = array.id.get_offset()
@@ -83,11 +78,7 @@ def step_features(path: Path, laws: Laws) -> Iterator[StepFeatures]:
     """Open the features of one step.
 
     Raises:
-        UserError: the file is missing, damaged, or lacks something that was asked for.
+        Unreadable: the file is missing, damaged, or lacks something that was asked for.
     """
-    with open_hdf5(path, "delete it and run extract.py again") as file:
+    with open_hdf5(path, "run extract.py again") as file:
         yield StepFeatures(path, file, laws)
-
-
-def _is_array(item: object) -> bool:
-    return isinstance(item, h5py.Dataset)

@@ -30,24 +30,38 @@ class Context:
     seed: int
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a theory applies to the units of a layer.
+
+    Attributes:
+        open: [units] whether the preconditions have held to the end.
+        reason: why not, where they have not; empty if all have.
+    """
+
+    open: NDArray[np.bool_]
+    reason: str
+
+
 class Metric(Protocol):
     """A reduction of features to curves.
 
     The cache file holds :meth:`rows` stacked over checkpoints, :meth:`dense` concatenated
-    over them, and :meth:`latest` of the newest.
+    over them, and :meth:`verdicts` of the newest.
     """
 
+    @property
+    def settings(self) -> Mapping[str, int | str]:
+        """The flags that shape the curves: a cache is only continued with the same ones."""
+
     def rows(self, features: StepFeatures) -> Arrays:
-        """Arrays [units] of one checkpoint."""
+        """Arrays [units] of one checkpoint, by "curve/layer"."""
 
     def dense(self, features: StepFeatures) -> Arrays:
         """Arrays [D] of the steps since the previous checkpoint; none for most metrics."""
 
-    def latest(self, features: StepFeatures) -> Arrays:
-        """Arrays [units] that only the newest checkpoint can tell."""
-
-    def attributes(self, features: StepFeatures) -> Mapping[str, Mapping[str, str]]:
-        """HDF5 attributes by dataset path, from the newest checkpoint."""
+    def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
+        """Whether theory applies, by layer."""
 
 
 class Curves:
@@ -56,13 +70,14 @@ class Curves:
     def __init__(self, context: Context):
         self.context = context
 
+    @property
+    def settings(self) -> Mapping[str, int | str]:
+        return {}
+
     def dense(self, features: StepFeatures) -> Arrays:
         return {}
 
-    def latest(self, features: StepFeatures) -> Arrays:
-        return {}
-
-    def attributes(self, features: StepFeatures) -> Mapping[str, Mapping[str, str]]:
+    def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         return {}
 
 

@@ -1,6 +1,7 @@
 """Single weights, as they are."""
 
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,10 @@ from Metrics.metric import Arrays, Curves
 
 class Network(Curves):
     """A random subset of each parameter's entries, the same ones at every step."""
+
+    @property
+    def settings(self) -> Mapping[str, int | str]:
+        return {"subset": self.context.config.subset}
 
     def rows(self, features: StepFeatures) -> Arrays:
         return {

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from Utils.storage import open_hdf5
 
@@ -15,23 +17,28 @@ class Deviation:
     Attributes:
         run: the name of the run.
         metric: its name.
-        laws: how many it has; open, how many of their gates are open.
-        exact: |measured − exact law| / size.
-        paper: |measured − the paper's continuous law| / size.
-        leak: what the broken symmetry has moved, / size.
+        laws: how many it has.
+        open: how many of their gates are open.
+        worst: |measured − exact law| / size, |measured − the paper's continuous law| / size,
+            and what the broken symmetry has moved / size.
+        closed: the layers with closed gates, each with the reason.
     """
 
     run: str
     metric: str
     laws: int
     open: int
-    exact: float
-    paper: float
-    leak: float
+    worst: tuple[float, float, float]
+    closed: tuple[str, ...]
+
+    def row(self) -> tuple[str, ...]:
+        """Its line in the table; nothing is claimed where no gate is open."""
+        worst = (f"{x:.1e}" if self.open else "–" for x in self.worst)
+        return (self.run, self.metric, str(self.laws), str(self.open), *worst)
 
 
 def deviation(cache: Path) -> Deviation | None:
-    """The deviations in one cache; ``None`` for a metric without laws.
+    """The deviations in one cache; ``None`` for a metric that has no laws by its nature.
 
     Raises:
         UserError: the cache is missing or damaged.
@@ -39,44 +46,46 @@ def deviation(cache: Path) -> Deviation | None:
     with open_hdf5(cache, "run cache.py again") as file:
         if file.attrs["kind"] != "law":
             return None
-        laws, worst = [], np.zeros((0, 3))
-        for layer in file.get("gate", ()):
-            gate = file["gate"][layer][()].astype(bool)
-            measured, size = file["empirical"][layer][()], file["size"][layer][()]
-            size = np.where(size > 0, size, 1.0)
-            exact, paper = file["exact"][layer][()], file["theoretical"][layer][()]
-            moved = file["leak"][layer][()]
-            relative = [np.abs(x) / size for x in (measured - exact, measured - paper, moved)]
-            laws += gate.tolist()
-            worst = np.vstack([worst, *([x[:, gate].max(initial=0.0) for x in relative],)])
-        exact_, paper_, leak_ = worst.max(axis=0, initial=0.0).tolist()
-        run = cache.parent.parent.name
+        gates = {layer: gate[()].astype(bool) for layer, gate in file.get("gate", {}).items()}
+        worst = [_worst(file, layer, gate) for layer, gate in gates.items()]
+        reasons = {layer: file["gate"][layer].attrs["reason"] for layer in gates}
+        exact, paper, leak = np.max([(0.0, 0.0, 0.0), *worst], axis=0).tolist()
         return Deviation(
-            run, str(file.attrs["metric"]), len(laws), sum(laws), exact_, paper_, leak_
+            run=cache.parent.parent.name,
+            metric=str(file.attrs["metric"]),
+            laws=sum(map(len, gates.values())),
+            open=int(sum(gate.sum() for gate in gates.values())),
+            worst=(exact, paper, leak),
+            closed=tuple(f"{layer}: {reason}" for layer, reason in reasons.items() if reason),
         )
+
+
+def _worst(file: h5py.File, layer: str, gate: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """A layer's largest deviations from the exact and the paper's law, and its largest leak."""
+    curves = ("empirical", "size", "exact", "theoretical", "leak")
+    measured, size, exact, paper, leak = (file[name][layer][()][:, gate] for name in curves)
+    size = np.where(size > 0, size, 1.0)
+    relative = (np.abs(x) / size for x in (measured - exact, measured - paper, leak))
+    first, second, third = (float(x.max(initial=0.0)) for x in relative)
+    return first, second, third
 
 
 def deviation_table(caches: list[Path]) -> str:
-    """One line per run and metric that has laws.
+    """One line per run and metric that has laws, and one per layer where they do not apply.
 
     Args:
         caches: cache files of any metrics and runs.
+
+    Returns:
+        the table; empty if no metric among them is about laws.
     """
-    head = ("run", "metric", "laws", "open", "exact law", "paper", "leak")
-    rows = [
-        (
-            d.run,
-            d.metric,
-            str(d.laws),
-            str(d.open),
-            *(f"{x:.1e}" for x in (d.exact, d.paper, d.leak)),
-        )
-        for d in map(deviation, caches)
-        if d is not None and d.laws
-    ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = (
-        "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *rows]
-    )
+    deviations = [d for d in map(deviation, caches) if d is not None]
+    if not any(d.laws for d in deviations):
+        return "no conservation laws; train.py --list-laws tells why" if deviations else ""
+    rows: list[tuple[str, ...]] = [("run", "metric", "laws", "open", "exact law", "paper", "leak")]
+    rows += [d.row() for d in deviations if d.laws]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    closed = [f"closed: {d.run} {d.metric} {reason}" for d in deviations for reason in d.closed]
     note = "largest |measured − predicted| / size, over all checkpoints and laws with an open gate"
-    return "\n".join([note, *lines]) if rows else "no conservation laws in this run"
+    return "\n".join([note, *lines, *closed])

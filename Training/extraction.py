@@ -7,18 +7,22 @@ observer knew, and its record since the previous checkpoint) and, if asked for, 
 Its attribute ``source`` identifies the checkpoint, and ``probe`` what was computed.
 """
 
+import hashlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from Models import ModelConfig, build_model
 from Training.checkpoints import Checkpoint, load_checkpoint
 from Training.config import ExtractConfig
+from Utils.config import validate
 from Utils.devices import select_device
-from Utils.errors import UserError
+from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5, write_hdf5
@@ -26,7 +30,8 @@ from Utils.storage import open_hdf5, write_hdf5
 METRICS = ("epoch", "step", "train_loss", "test_loss", "accuracy1", "accuracy5")
 """The numbers a checkpoint may hold."""
 
-_AGAIN = "delete it and run extract.py again"
+_LEVELS = ("none", "logits", "activations")
+"""What --probe computes, each more than the one before."""
 
 
 def extract(config: ExtractConfig, run: RunFolder) -> int:
@@ -40,7 +45,8 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
         how many checkpoints were extracted.
 
     Raises:
-        UserError: there is no run, or a checkpoint or feature file cannot be read or written.
+        UserError: there is no run; a file cannot be written; or a checkpoint cannot be read,
+            after all others were extracted.
     """
     hyperparameters = run.read_hyperparameters()
     steps = run.checkpoint_steps()
@@ -48,41 +54,57 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
         raise UserError(f"{run.path} has no checkpoints; run train.py for this run first")
     with run.lock("extract"):
         log = stage_logger("extract", run.logs / "run.log")
-        done = set(run.feature_steps())
-        todo = [s for s in steps if config.overwrite or s not in done or _lacks(run, s, config)]
+        todo = [step for step in steps if config.overwrite or _lacks(run, step, config.probe)]
         probe = _Probe(config, run, hyperparameters) if config.probe != "none" and todo else None
+        unreadable: dict[str, UserError] = {}
         for step in progress(todo, "extracting"):
-            _extract_step(run, step, config.probe, probe)
-        log.info("%d of %d checkpoints extracted to %s", len(todo), len(steps), run.probe.parent)
-    return len(todo)
+            path = run.checkpoint(step)
+            source = _source(path)
+            try:
+                arrays = _features(path, load_checkpoint(path), probe)
+            except UserError as error:
+                unreadable[path.name] = error
+                continue
+            attributes = {"step": step, "source": source, "probe": config.probe}
+            write_hdf5(run.features(step), arrays, attributes)
+        new = len(todo) - len(unreadable)
+        log.info("%d new checkpoints of %d extracted to %s", new, len(steps), run.probe.parent)
+    if unreadable:
+        raise left_out(unreadable, len(steps))
+    return new
 
 
-def _lacks(run: RunFolder, step: int, config: ExtractConfig) -> bool:
-    """Whether a step's features were made from another checkpoint, or lack probe outputs."""
-    with open_hdf5(run.features(step), _AGAIN) as file:
-        if file.attrs["source"] != _source(run.checkpoint(step)):
-            return True
-        levels = ("none", "logits", "activations")
-        return levels.index(file.attrs["probe"]) < levels.index(config.probe)
+def _lacks(run: RunFolder, step: int, level: str) -> bool:
+    """Whether a step has no features, damaged ones, those of another checkpoint, or less."""
+    try:
+        with open_hdf5(run.features(step), "") as file:
+            if file.attrs["source"] != _source(run.checkpoint(step)):
+                return True
+            return _LEVELS.index(file.attrs["probe"]) < _LEVELS.index(level)
+    except Unreadable:
+        return True
 
 
 def _source(checkpoint: Path) -> str:
-    status = checkpoint.stat()
-    return f"{status.st_size} bytes, written at {status.st_mtime_ns} ns"
+    """What identifies a checkpoint's content wherever it is copied: a hash of its checksums."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            parts = [(part.file_size, part.CRC) for part in archive.infolist()]
+    except (OSError, zipfile.BadZipFile):
+        return ""  # load_checkpoint will say what is wrong with it
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _extract_step(run: RunFolder, step: int, level: str, probe: "_Probe | None") -> None:
-    path = run.checkpoint(step)
-    source = _source(path)
-    checkpoint = load_checkpoint(path)
-    arrays = dict(_features(checkpoint))
-    if probe is not None:
-        arrays |= probe(checkpoint)
-    attributes = {"step": step, "source": source, "probe": level}
-    write_hdf5(run.features(step), arrays, attributes)
+def _features(path: Path, checkpoint: Checkpoint, probe: "_Probe | None") -> dict[str, Any]:
+    """The arrays of a feature file, by their path in it."""
+    try:
+        arrays = dict(_content(checkpoint))
+    except KeyError as error:
+        raise UserError(f"{path} is no checkpoint of this train.py: it lacks {error}") from error
+    return arrays if probe is None else arrays | probe(path, checkpoint)
 
 
-def _features(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+def _content(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
     """The arrays in a checkpoint by their path in the feature file."""
     optimizer = checkpoint["optimizer_state_dict"]
     parameters = [name for group in optimizer["param_groups"] for name in group["param_names"]]
@@ -92,21 +114,22 @@ def _features(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
     for name, tensor in checkpoint["model_state_dict"].items():
         yield f"{'params' if name in parameters else 'state'}/{name}", _array(tensor)
     for index, state in optimizer["state"].items():
-        for buffer, tensor in state.items():
-            if tensor is not None:
-                yield f"buffers/{parameters[index]}.{buffer}", _array(torch.as_tensor(tensor))
+        for buffer, value in state.items():
+            if value is not None:
+                yield f"buffers/{parameters[index]}.{buffer}", _array(value)
     for name, value in checkpoint["observer_state_dict"].items():
         if isinstance(value, dict):
             for part, tensor in value.items():
                 yield f"conservation/{name}/{part}", _array(tensor)
         else:
-            yield f"conservation/{name}", _array(torch.as_tensor(value))
+            yield f"conservation/{name}", _array(value)
 
 
-def _array(tensor: Tensor) -> Any:
-    """The tensor as numpy sees it; bfloat16, which numpy lacks, as float32."""
-    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return tensor.cpu().numpy()
+def _array(value: Tensor | float) -> Any:
+    """A tensor as numpy sees it, bfloat16, which numpy lacks, as float32; a number in full."""
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
 
 
 class _Probe:
@@ -116,16 +139,17 @@ class _Probe:
         config: what to compute, and where.
         run: the run's folder.
         hyperparameters: the run's.
+
+    Raises:
+        UserError: the model cannot be built, or the probe batch cannot be read.
     """
 
     def __init__(self, config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any]):
-        known = {key: hyperparameters[key] for key in ModelConfig.model_fields}
-        task = hyperparameters["task"]
         self._device = select_device(config.device)
-        model = build_model(ModelConfig(**known), tuple(task["input_shape"]), task["num_classes"])
+        model = _model(run, hyperparameters)
         self._model = model.to(self._device).eval()
         self._activations: dict[str, Any] = {}
-        with open_hdf5(run.probe, "run train.py for this run again") as file:
+        with open_hdf5(run.probe, "run train.py for this run again, or use --probe none") as file:
             self._inputs = torch.from_numpy(file["inputs"][()]).to(self._device)
         if config.probe == "activations":
             for name, module in self._model.named_modules():
@@ -140,8 +164,28 @@ class _Probe:
         return hook
 
     @torch.no_grad()
-    def __call__(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def __call__(self, path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         """``probe/logits`` [N, classes] and, if asked for, ``probe/activations/<module>``."""
         self._activations.clear()
-        self._model.load_state_dict(checkpoint["model_state_dict"])
+        try:
+            self._model.load_state_dict(checkpoint["model_state_dict"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path} does not fit the model ({reason}); bring the model's code back, or use "
+                "--probe none"
+            ) from error
         return {"probe/logits": _array(self._model(self._inputs)), **self._activations}
+
+
+def _model(run: RunFolder, hyperparameters: dict[str, Any]) -> nn.Module:
+    """The run's architecture."""
+    try:
+        known = {key: hyperparameters[key] for key in ModelConfig.model_fields}
+        task = hyperparameters["task"]
+        config = validate(ModelConfig, known, str(run.hyperparameters))
+        return build_model(config, tuple(task["input_shape"]), task["num_classes"])
+    except KeyError as error:
+        raise UserError(f"{run.hyperparameters} lacks {error}; use --probe none") from error
+    except UserError as error:
+        raise UserError(f"{error}; bring it back, or use --probe none") from error

@@ -41,6 +41,16 @@ Integers = Annotated[tuple[int, ...], pydantic.BeforeValidator(_split), _comma_l
 """A comma-separated list of integers: ``10,20``."""
 
 
+def _path_part(value: str) -> str:
+    if value in {".", ".."} or "/" in value or "\\" in value or "\0" in value:
+        raise ValueError("must be part of a file name, without '/'")
+    return value
+
+
+PathPart = Annotated[str, pydantic.AfterValidator(_path_part)]
+"""Text that becomes the name of a file or folder, or a part of one."""
+
+
 class Config(pydantic.BaseModel):
     """Base of all configurations: immutable, and unknown keys are refused."""
 
@@ -57,17 +67,10 @@ C = TypeVar("C", bound=Config)
 class RunConfig(Config):
     """The flags every stage shares: which run it works on."""
 
-    experiment: str = Field("", description="Name of the experiment, a set of runs.")
-    expid: str = Field("", description="Name of the run within its experiment.")
+    experiment: PathPart = Field("", description="Name of the experiment, a set of runs.")
+    expid: PathPart = Field("", description="Name of the run within its experiment.")
     save_dir: str = Field("results", description="Folder that holds the experiments.")
     overwrite: bool = Field(False, description="Replace what this stage wrote before.")
-
-    @pydantic.field_validator("experiment", "expid")
-    @classmethod
-    def _one_folder(cls, value: str) -> str:
-        if value in {".", ".."} or "/" in value or "\\" in value or "\0" in value:
-            raise ValueError("must be one folder name, without '/'")
-        return value
 
     @property
     def run_path(self) -> Path:

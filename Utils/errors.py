@@ -6,7 +6,7 @@ do); 1 ours (a traceback); 128 + n stopped by signal n after a checkpoint was wr
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _STORAGE_ADVICE = {
@@ -17,6 +17,7 @@ _STORAGE_ADVICE = {
     errno.EACCES: "permission denied; choose another --save-dir or mend the permissions",
     errno.EPERM: "operation not permitted; choose another --save-dir or mend the permissions",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another --save-dir",
+    errno.EEXIST: "there is a file where a folder is needed; move it away",
     errno.EISDIR: "this path is a folder, a file was expected",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter --experiment or --expid",
 }
@@ -24,6 +25,24 @@ _STORAGE_ADVICE = {
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one line: what, the value seen, what to do."""
+
+
+class Unreadable(UserError):
+    """A file is missing, damaged or incomplete; a pass over many files can go on without it."""
+
+
+def left_out(errors: Mapping[str, UserError], total: int) -> UserError:
+    """The one error of a pass that worked through all files that it could read.
+
+    Args:
+        errors: what was wrong with the others, by the file's name; at least one.
+        total: how many files there were.
+    """
+    first, *others = errors
+    names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    also = f" (likewise {names})" if others else ""
+    done = total - len(errors)
+    return UserError(f"{errors[first]}{also}" + (f"; all {done} others are done" if done else ""))
 
 
 def storage_error(error: OSError, path: Path | str | None = None) -> UserError:

@@ -32,7 +32,7 @@ def stage_logger(stage: str, log_file: Path | None = None) -> logging.Logger:
     if log_file is not None:
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(log_file)
+            file = _LogFile(log_file)
         except OSError as error:
             raise storage_error(error, log_file) from error
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -49,6 +49,13 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> "tqdm[
         total: how many items there are, where ``items`` cannot tell.
     """
     return tqdm(items, desc=label, total=total, leave=False, disable=not sys.stderr.isatty())
+
+
+class _LogFile(logging.FileHandler):
+    """Log lines that do not fit on the disk are lost; what stops the work reports itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class _TqdmHandler(logging.Handler):

@@ -77,7 +77,10 @@ class RunFolder:
 
     def read_hyperparameters(self) -> dict[str, Any]:
         """The configuration of the run; raises :class:`UserError` if there is no such run."""
-        return dict(read_json(self.hyperparameters, "run train.py for this run first"))
+        content = read_json(self.hyperparameters, "run train.py for this run first")
+        if not isinstance(content, dict) or "seed" not in content:
+            raise UserError(f"{self.hyperparameters} is no configuration of a run; bring it back")
+        return content
 
     def write_hyperparameters(self, content: dict[str, Any]) -> None:
         """Save the configuration of the run."""
@@ -96,27 +99,28 @@ class RunFolder:
         path = self.logs / f"{stage}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+")  # noqa: SIM115 (closed below)
+            file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
         except OSError as error:
             raise storage_error(error, path) from error
         with file:
-            _acquire(file, stage, self.path)
+            try:
+                _acquire(file, stage, self.path)
+            except OSError as error:
+                raise storage_error(error, path) from error
             yield
 
 
-def _acquire(file: IO[str], stage: str, run: Path) -> None:
+def _acquire(file: IO[bytes], stage: str, run: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        holder = file.read().decode() or "another process"
         raise UserError(
             f"{run}: {stage} is already running ({holder}); wait for it or stop it"
         ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _steps(folder: Path, pattern: re.Pattern[str]) -> list[int]:

@@ -1,9 +1,9 @@
 """Files that are whole or absent: written beside the target, flushed, then renamed over it."""
 
 import errno
+import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
-from Utils.errors import UserError, storage_error
+from Utils.errors import Unreadable, UserError, storage_error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise storage_error(_with_errno(error), path) from error
+        raise storage_error(error, path) from error
     except RuntimeError as error:  # how torch.save reports that a write failed
         if "writ" not in str(error) and "unexpected pos" not in str(error):
             raise
@@ -42,12 +41,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _with_errno(error: OSError) -> OSError:
-    """HDF5 tells the system's error number in its message only."""
-    number = re.search(r"errno = (\d+)", str(error))
-    return OSError(int(number[1]), str(error)) if number and not error.errno else error
 
 
 def _free_space_errno(path: Path) -> int:
@@ -94,27 +87,72 @@ def write_hdf5(
         arrays: numpy arrays (or what converts to them) by dataset path; readers find the
             members of a group in this order.
         attributes: of the file's root.
-        dimensions: for some dataset paths, the dataset that scales each axis ("" for none),
-            attached as HDF5 dimension scales, as xarray expects.
+        dimensions: for some dataset paths, the dataset that scales each axis, attached as
+            HDF5 dimension scales. xarray asks that all axes of a dataset have one, and that
+            it lies in the dataset's group or above.
         array_attributes: of some datasets.
     """
 
     def write(file: Path) -> None:
-        with h5py.File(file, "w", track_order=True) as h5:
-            for name, array in arrays.items():
-                _group_of(h5, name).create_dataset(name.rpartition("/")[2], data=array)
-            for key, value in (attributes or {}).items():
-                h5.attrs[key] = value
-            for name, values in (array_attributes or {}).items():
-                h5[name].attrs.update(values)
-            for name, scales in (dimensions or {}).items():
-                for axis, scale in enumerate(scales):
-                    if scale:
-                        if not h5[scale].is_scale:
-                            h5[scale].make_scale(scale.strip("/"))
-                        h5[name].dims[axis].attach_scale(h5[scale])
+        with _ErrorKeepingFile(file) as target:
+            with h5py.File(target, "w", track_order=True) as h5:
+                for name, array in arrays.items():
+                    _group_of(h5, name).create_dataset(_last(name), data=array)
+                for key, value in (attributes or {}).items():
+                    h5.attrs[key] = value
+                for name, values in (array_attributes or {}).items():
+                    h5[name].attrs.update(values)
+                for name, scales in (dimensions or {}).items():
+                    _attach_scales(h5, name, scales)
+            if target.error is not None:
+                raise target.error
 
     write_atomically(path, write)
+
+
+class _ErrorKeepingFile(io.FileIO):
+    """A file for HDF5 to write to, which is told that all went well.
+
+    HDF5 answers a failed write, of which a full disk brings hundreds, with a message for each
+    object in the file, and may crash when the process ends.
+
+    Attributes:
+        error: the first one.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "wb+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write everything, or keep the reason why not."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's size, or keep the reason why not."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+def _attach_scales(h5: h5py.File, name: str, scales: tuple[str, ...]) -> None:
+    for axis, scale in enumerate(scales):
+        if not h5[scale].is_scale:
+            h5[scale].make_scale(_last(scale))
+        h5[name].dims[axis].attach_scale(h5[scale])
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _group_of(h5: h5py.File, name: str) -> h5py.Group:
@@ -134,29 +172,29 @@ def open_hdf5(path: Path, advice: str) -> Iterator[h5py.File]:
         advice: what the user should do if it is missing, truncated or lacks a dataset.
 
     Raises:
-        UserError: missing, truncated or not HDF5, or a dataset is not in it.
+        Unreadable: missing, truncated or not HDF5, or a dataset is not in it.
+        UserError: permission denied and the like.
     """
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {advice}") from None
+        raise Unreadable(f"{path} does not exist; {advice}") from None
     except OSError as error:
         if error.errno:
             raise storage_error(error, path) from error
-        raise UserError(f"{path} is damaged or no HDF5 file; {advice}") from None
+        raise Unreadable(f"{path} is damaged or no HDF5 file; {advice}") from None
     with file:
         try:
             yield file
         except (KeyError, OSError) as error:
-            raise UserError(f"{path} is damaged or incomplete ({error}); {advice}") from error
+            reason = error.args[0] if error.args else "no message"
+            raise Unreadable(f"{path} is damaged or incomplete ({reason}); {advice}") from error
 
 
-def read_arrays(group: h5py.Group) -> dict[str, np.ndarray]:
-    """All datasets below an HDF5 group, by their path within it."""
-    arrays: dict[str, np.ndarray] = {}
-    group.visititems(
-        lambda name, item: (
-            arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-        )
-    )
-    return arrays
+def datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """All datasets below an HDF5 group, by their path within it, in the file's order."""
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            yield from ((f"{name}/{path}", dataset) for path, dataset in datasets(item))
+        else:
+            yield name, item
