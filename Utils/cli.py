@@ -55,7 +55,7 @@ def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
         default = defaults.get(name, info.get_default(call_default_factory=True))
         hint = "(optional)" if default is None else None  # None: tyro's own, "(default: …)"
         argument = tyro.conf.arg(help=info.description, help_behavior_hint=hint)
-        kind = _type(info)
+        kind: Any = _type(info)
         annotated = Annotated[kind, *_as_text(info.annotation), argument]
         fields.append((name, annotated, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(schema.__name__, fields)
