@@ -26,6 +26,7 @@ class StepFeatures:
 
     def __init__(self, path: Path, file: h5py.File, laws: Laws):
         self._path, self._file, self._laws = path, file, laws
+        self._known: dict[str, NDArray[np.float64]] = {}
 
     @property
     def source(self) -> str:
@@ -58,8 +59,9 @@ class StepFeatures:
 
     def conservation(self, name: str) -> NDArray[np.float64]:
         """What the observer knew of each law, [K]."""
-        values: NDArray[np.float64] = self._file[f"conservation/{name}"][()]
-        return values
+        if name not in self._known:
+            self._known[name] = self._file[f"conservation/{name}"][()]
+        return self._known[name]
 
     @cached_property
     def record(self) -> dict[str, NDArray[np.float64]]:

@@ -86,10 +86,11 @@ def _lacks(run: RunFolder, step: int, level: str) -> bool:
 
 
 def _source(checkpoint: Path) -> str:
-    """What identifies a checkpoint's content wherever it is copied: a hash of its checksums."""
+    """What identifies a checkpoint wherever it is copied: a hash of its tensors' checksums."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
-            parts = [(part.file_size, part.CRC) for part in archive.infolist()]
+            tensors = (part for part in archive.infolist() if "/data/" in part.filename)
+            parts = [(part.file_size, part.CRC) for part in tensors]
     except (OSError, zipfile.BadZipFile):
         return ""  # load_checkpoint will say what is wrong with it
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -149,7 +150,8 @@ class _Probe:
         model = _model(run, hyperparameters)
         self._model = model.to(self._device).eval()
         self._activations: dict[str, Any] = {}
-        with open_hdf5(run.probe, "run train.py for this run again, or use --probe none") as file:
+        advice = "delete it and run train.py for this run again, or use --probe none"
+        with open_hdf5(run.probe, advice) as file:
             self._inputs = torch.from_numpy(file["inputs"][()]).to(self._device)
         if config.probe == "activations":
             for name, module in self._model.named_modules():

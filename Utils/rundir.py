@@ -77,9 +77,10 @@ class RunFolder:
 
     def read_hyperparameters(self) -> dict[str, Any]:
         """The configuration of the run; raises :class:`UserError` if there is no such run."""
-        content = read_json(self.hyperparameters, "run train.py for this run first")
+        advice = "bring back the one that train.py wrote, or start anew with train.py --overwrite"
+        content = read_json(self.hyperparameters, "run train.py for this run first", advice)
         if not isinstance(content, dict) or "seed" not in content:
-            raise UserError(f"{self.hyperparameters} is no configuration of a run; bring it back")
+            raise UserError(f"{self.hyperparameters} is no configuration of a run; {advice}")
         return content
 
     def write_hyperparameters(self, content: dict[str, Any]) -> None:

@@ -53,12 +53,13 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write_text(text))
 
 
-def read_json(path: Path, advice: str) -> Any:
+def read_json(path: Path, if_missing: str, if_damaged: str) -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
-        advice: what the user should do if it is missing or damaged.
+        if_missing: what the user should do then.
+        if_damaged: likewise.
 
     Raises:
         UserError: missing, unreadable, or not JSON.
@@ -66,11 +67,11 @@ def read_json(path: Path, advice: str) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {advice}") from None
+        raise UserError(f"{path} does not exist; {if_missing}") from None
     except OSError as error:
         raise storage_error(error, path) from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); {advice}") from None
+        raise UserError(f"{path} is damaged ({error}); {if_damaged}") from None
 
 
 def write_hdf5(
