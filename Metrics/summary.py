@@ -16,7 +16,7 @@ class Deviation:
 
     Attributes:
         run: the name of the run.
-        metric: its name.
+        metric: its name, followed by the layer's where it is about one layer.
         laws: how many it has.
         open: how many of their gates are open.
         worst: |measured − exact law| / size, |measured − the paper's continuous law| / size,
@@ -37,8 +37,12 @@ class Deviation:
         return (self.run, self.metric, str(self.laws), str(self.open), *worst)
 
 
-def deviation(cache: Path) -> Deviation | None:
+def deviation(cache: Path, layer: str | None = None) -> Deviation | None:
     """The deviations in one cache; ``None`` for a metric that has no laws by its nature.
+
+    Args:
+        cache: the file.
+        layer: only its laws; those of all layers if not given.
 
     Raises:
         UserError: the cache is missing or damaged.
@@ -46,17 +50,19 @@ def deviation(cache: Path) -> Deviation | None:
     with open_hdf5(cache, "run cache.py again") as file:
         if file.attrs["kind"] != "law":
             return None
-        gates = {layer: gate[()].astype(bool) for layer, gate in file.get("gate", {}).items()}
-        worst = [_worst(file, layer, gate) for layer, gate in gates.items()]
-        reasons = {layer: file["gate"][layer].attrs["reason"] for layer in gates}
+        layers = list(file.get("gate", {})) if layer is None else [layer]
+        gates = {name: file["gate"][name][()].astype(bool) for name in layers}
+        worst = [_worst(file, name, gate) for name, gate in gates.items()]
+        reasons = {name: file["gate"][name].attrs["reason"] for name in gates}
         exact, paper, leak = np.max([(0.0, 0.0, 0.0), *worst], axis=0).tolist()
+        metric = str(file.attrs["metric"])
         return Deviation(
             run=cache.parent.parent.name,
-            metric=str(file.attrs["metric"]),
+            metric=f"{metric} {layer}" if layer else metric,
             laws=sum(map(len, gates.values())),
             open=int(sum(gate.sum() for gate in gates.values())),
             worst=(exact, paper, leak),
-            closed=tuple(f"{layer}: {reason}" for layer, reason in reasons.items() if reason),
+            closed=tuple(f"{name}: {reason}" for name, reason in reasons.items() if reason),
         )
 
 
@@ -70,22 +76,33 @@ def _worst(file: h5py.File, layer: str, gate: NDArray[np.bool_]) -> tuple[float,
     return first, second, third
 
 
-def deviation_table(caches: list[Path]) -> str:
+def deviation_table(caches: list[Path], by_layer: bool = False) -> str:
     """One line per run and metric that has laws, and one per layer where they do not apply.
 
     Args:
         caches: cache files of any metrics and runs.
+        by_layer: one line per layer of each metric instead.
 
     Returns:
         the table; empty if no metric among them is about laws.
     """
-    deviations = [d for d in map(deviation, caches) if d is not None]
+    wanted = [(c, layer) for c in caches for layer in (_layers(c) if by_layer else [None])]
+    deviations = [d for d in (deviation(*which) for which in wanted) if d is not None]
     if not any(d.laws for d in deviations):
         return "no conservation laws; train.py --list-laws tells why" if deviations else ""
     rows: list[tuple[str, ...]] = [("run", "metric", "laws", "open", "exact law", "paper", "leak")]
     rows += [d.row() for d in deviations if d.laws]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    lines = ["  ".join(map(_justified, range(len(row)), row, widths)) for row in rows]
     closed = [f"closed: {d.run} {d.metric} {reason}" for d in deviations for reason in d.closed]
     note = "largest |measured − predicted| / size, over all checkpoints and laws with an open gate"
     return "\n".join([note, *lines, *closed])
+
+
+def _justified(column: int, cell: str, width: int) -> str:
+    return cell.ljust(width) if column < 2 else cell.rjust(width)  # names, then numbers
+
+
+def _layers(cache: Path) -> list[str | None]:
+    with open_hdf5(cache, "run cache.py again") as file:
+        return list(file.get("gate", {}))

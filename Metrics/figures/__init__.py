@@ -12,7 +12,7 @@ from Metrics.figures._options import NothingToDraw
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["NothingToDraw", "PlotConfig", "draw", "residual_table"]
+__all__ = ["NothingToDraw", "PlotConfig", "draw"]
 
 
 def draw(
@@ -46,21 +46,3 @@ def draw(
 
     options = Options(tuple(layers), layer_wise, max_units, x, use_tex, legend)
     return draw_cache(read_cache(Path(cache)), options)
-
-
-def residual_table(caches: list[Path]) -> str:
-    """The largest deviations from theory, one line for each layer of each law.
-
-    The columns are the metric, the layer, how many of its units have a prediction, the
-    largest |measured − predicted| / size at the checkpoints for the exact law and for the
-    paper's continuous theory, and why units have no prediction.
-
-    Args:
-        caches: the files of one run; those without theory are left out.
-
-    Raises:
-        UserError: a cache is missing or damaged.
-    """
-    from Metrics.figures._table import table
-
-    return table(caches)

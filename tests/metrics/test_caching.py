@@ -379,6 +379,18 @@ def test_the_table_shows_the_worst_of_the_open_laws(tmp_path: Path) -> None:
     assert len({len(line) for line in lines[1:3]}) == 1
 
 
+def test_the_table_by_layer_has_a_line_for_each(tmp_path: Path) -> None:
+    one = np.ones((2, 3))
+    path = write_law(tmp_path / "run" / "cache" / "x.h5", one, one + 2e-6, one, [1, 1, 1])
+    with h5py.File(path, "r+") as file:
+        for curve in ("empirical", "theoretical", "size", "leak", "gate"):
+            file.copy(f"{curve}/a", f"{curve}/b")
+        file["exact/b"] = one + 6e-6
+    a, b = deviation_table([path], by_layer=True).splitlines()[2:]
+    assert a.split()[:6] == ["run", "scale", "a", "3", "3", "1.0e-06"]
+    assert b.split()[:6] == ["run", "scale", "b", "3", "3", "3.0e-06"]
+
+
 def test_a_diverged_run_is_not_praised(tmp_path: Path) -> None:
     measured = np.array([[1.0], [np.nan]])
     path = write_law(tmp_path / "run" / "cache" / "x.h5", measured, measured, measured, [1])

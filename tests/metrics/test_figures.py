@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from Metrics.figures import NothingToDraw, draw, residual_table
+from Metrics.figures import NothingToDraw, draw
 from Utils.errors import UserError
 from Utils.storage import write_hdf5
 
@@ -426,19 +426,3 @@ class TestFiles:
             del h5["exact/conv2"]
         with pytest.raises(UserError, match=r"incomplete .*; run cache.py for this run again"):
             draw(law)
-
-    def test_residual_table_tells_the_largest_deviation_of_open_units(self, tmp_path: Path) -> None:
-        closed = {"conv1": [1], "conv2": list(range(64))}
-        law = write_law(tmp_path / "scale.h5", LAYERS, closed=closed)
-        with h5py.File(law, "r+") as h5:
-            exact, size = h5["exact/conv1"][()], h5["size/conv1"][()]
-            measured = exact.copy()
-            measured[3, 2] += 1e-3 * size[3, 2]
-            measured[3, 1] += 1.0  # a closed unit
-            h5["empirical/conv1"][()] = measured
-        performance = write_performance(tmp_path / "performance.h5")
-        head, conv1, conv2, _ = residual_table([law, performance]).splitlines()
-        assert head.split() == ["metric", "layer", "units", "exact", "law", "continuous", "theory"]
-        assert conv1.split()[:6] == ["scale", "conv1", "3", "of", "4", "1.0e-03"]
-        assert conv1.endswith(REASON)
-        assert conv2.split()[:7] == ["scale", "conv2", "0", "of", "64", "–", "–"]
