@@ -21,7 +21,7 @@ class Deviation:
         open: how many of their gates are open.
         worst: |measured − exact law| / size, |measured − the paper's continuous law| / size,
             and what the broken symmetry has moved / size.
-        closed: the layers with closed gates, each with the reason.
+        closed: the metric and layer of closed gates, each with the reason.
     """
 
     run: str
@@ -62,7 +62,7 @@ def deviation(cache: Path, layer: str | None = None) -> Deviation | None:
             laws=sum(map(len, gates.values())),
             open=int(sum(gate.sum() for gate in gates.values())),
             worst=(exact, paper, leak),
-            closed=tuple(f"{name}: {reason}" for name, reason in reasons.items() if reason),
+            closed=tuple(f"{metric} {name}: {why}" for name, why in reasons.items() if why),
         )
 
 
@@ -94,7 +94,7 @@ def deviation_table(caches: list[Path], by_layer: bool = False) -> str:
     rows += [d.row() for d in deviations if d.laws]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(_justified, range(len(row)), row, widths)) for row in rows]
-    closed = [f"closed: {d.run} {d.metric} {reason}" for d in deviations for reason in d.closed]
+    closed = [f"closed: {d.run} {reason}" for d in deviations for reason in d.closed]
     note = "largest |measured − predicted| / size, over all checkpoints and laws with an open gate"
     return "\n".join([note, *lines, *closed])
 

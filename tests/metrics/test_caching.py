@@ -105,6 +105,23 @@ def test_a_gap_is_filled_without_the_features_around_it(own: Runs) -> None:
     assert contents(run) == contents(whole)
 
 
+def test_the_newest_checkpoint_decides_on_the_gates(own: Runs) -> None:
+    run = own(BN)
+    with h5py.File(run.features(12), "a") as file:
+        file["conservation/apart"][:] = True
+        file["conservation/open"][:] = False
+    early = run.features(5).read_bytes()
+    run.features(5).unlink()
+    for _ in range(2):
+        cache_run(run, "--metrics scale")
+        with h5py.File(run.cache("scale")) as cache:
+            assert not cache["gate/conv1"][()].any()
+            reason = cache["gate/conv1"].attrs["reason"]
+            assert reason == "its parameters are updated with different hyper-parameters"
+        run.features(5).write_bytes(early)
+    assert steps_of(run.cache("scale")) == STEPS
+
+
 def test_nothing_new_changes_nothing(own: Runs) -> None:
     run = own(BN)
     first = [path.stat().st_mtime_ns for path in cache_run(run)]
