@@ -1,0 +1,44 @@
+"""The benchmarks at tiny sizes: that they run and what their tables hold, not how fast."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import observer, stages, training_loop
+from benchmarks.common import ratio, vgg16_bn
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_large_model_has_18_million_parameters() -> None:
+    assert round(sum(p.numel() for p in vgg16_bn().parameters()) / 1e6, 2) == 18.09
+
+
+def test_a_ratio_is_taken_pair_by_pair() -> None:
+    assert ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
+
+
+def test_observer_table_has_a_row_per_optimizer() -> None:
+    rows = observer.measure(["conv, 1x8x8"], repetitions=1, batch_size=4)
+    assert [row["optimizer"] for row in rows] == ["sgd", "momentum", "nesterov"]
+    assert all(0 < float(row["hooks / ms"]) for row in rows)
+
+
+def test_training_loop_table() -> None:
+    (row,) = training_loop.measure(["fc, mnist"], repetitions=1)
+    assert list(row)[2:] == ["loop / bare", "loop and observer / bare"]
+
+
+def test_stages_table_compares_the_same_bytes() -> None:
+    rows = stages.measure(["conv"], checkpoints=1, repetitions=1)
+    assert [row["rival"] for row in rows] == ["copy", "copy", "read"]
+    sizes = [float(row["MB per step"]) for row in rows]
+    assert max(sizes) / min(sizes) < 1.1
+
+
+def test_an_unknown_benchmark_is_named() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "stage"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert "unknown benchmark 'stage'; did you mean 'stages'?" in result.stderr
