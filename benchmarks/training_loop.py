@@ -12,6 +12,7 @@ grows as the network shrinks.
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,12 @@ def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 9) -> list[R
         model, data = case.split(", ")
         steps = CASES[case]
         dataset = _random(data, BATCH_SIZE * steps * (repetitions + 2))
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as journals:
+            ours = partial(_ours, model, dataset, steps, journals)
             blocks: dict[str, Callable[[], object]] = {
                 "bare": partial(Bare(model, dataset).run, steps),
-                "ours": _ours(model, dataset, steps, Path(folder) / "ours", observed=False),
-                "observed": _ours(model, dataset, steps, Path(folder) / "observed", observed=True),
+                "ours": ours(Path(folder) / "ours", observed=False),
+                "observed": ours(Path(folder) / "observed", observed=True),
             }
             seconds = interleaved(blocks, repetitions)
         bare = seconds["bare"]
@@ -104,7 +106,7 @@ class Bare:
 
 
 def _ours(
-    model: str, dataset: Dataset, steps: int, folder: Path, observed: bool
+    model: str, dataset: Dataset, steps: int, journals: ExitStack, folder: Path, observed: bool
 ) -> Callable[[], object]:
     """Run the next steps of train.py's loop on a new model."""
     config = _config(model, dataset)
@@ -115,7 +117,7 @@ def _ours(
     state = TrainingState.initial(config, module, dataset, laws, torch.device("cpu"))
     run, log = RunFolder(folder), logging.getLogger("benchmark")
     run.logs.mkdir(parents=True)
-    journal = Journal(run.logs, -1)
+    journal = journals.enter_context(Journal(run.logs, -1))
     trainer = Trainer(config, run, state, 0, dataset.test, journal, log)
 
     def block() -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_large_model_has_18_million_parameters() -> None:
-    assert round(sum(p.numel() for p in vgg16_bn().parameters()) / 1e6, 2) == 18.09
+    assert sum(p.numel() for p in vgg16_bn().parameters()) == 18_075_912
 
 
 def test_a_ratio_is_taken_pair_by_pair() -> None:
@@ -21,7 +21,7 @@ def test_a_ratio_is_taken_pair_by_pair() -> None:
 def test_observer_table_has_a_row_per_optimizer() -> None:
     rows = observer.measure(["conv, 1x8x8"], repetitions=1, batch_size=4)
     assert [row["optimizer"] for row in rows] == ["sgd", "momentum", "nesterov"]
-    assert all(0 < float(row["hooks / ms"]) for row in rows)
+    assert all(float(row["hooks / ms"]) > 0 for row in rows)
 
 
 def test_training_loop_table() -> None:
