@@ -1,22 +1,25 @@
 """From a model to its conservation laws."""
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
-from Models.symmetry.graph import ExportedGraph
-from Models.symmetry.labels import Floats, Ints, Solution, scaled_rows
+from Models.symmetry.elimination import Floats, Ints, scaled_rows
+from Models.symmetry.export import ExportedGraph, UntraceableError, operation
+from Models.symmetry.labels import Solution
 from Models.symmetry.laws import Charges, Family, Kind, Laws, Reduction
 from Models.symmetry.scale import ScalePropagation, Slot
 from Models.symmetry.shift import ShiftPropagation
 
-_WEIGHT_OPERATIONS = frozenset(
-    ["linear", "matmul", "mm", "conv1d", "conv2d", "conv3d", "embedding"]
-)
+_MOVED_WEIGHTS = frozenset(("linear", "matmul", "mm", "embedding")) | {
+    f"{kind}{axes}d" for kind in ("conv", "conv_transpose") for axes in (1, 2, 3)
+}
 
 
 def find_laws(model: nn.Module, example: Tensor, loss: str) -> Laws:
@@ -32,33 +35,85 @@ def find_laws(model: nn.Module, example: Tensor, loss: str) -> Laws:
             or "mse".
 
     Returns:
-        the laws; none, with a note, for a model that ``torch.export`` cannot trace.
+        the laws; none, with a note, for a model that cannot be analysed.
     """
     try:
         graph = ExportedGraph(model, example)
+        one_more = torch.cat([example, example[:1]])
+        graphs = [graph, ExportedGraph(model, one_more)] if graph.rearranges_examples else [graph]
+    except UntraceableError as error:
+        return _nothing(f"it cannot be analysed: {error}")
     except Exception as error:  # torch.export raises errors of every type
         first_line = next(iter(str(error).strip().splitlines()), "no message")
-        reason = f"torch.export cannot trace this model ({type(error).__name__}: {first_line})"
-        return Laws(Charges((), _EMPTY), Charges((), _EMPTY), (), (), reason)
-    quadratic, scale_families, reasons = _scale_laws(graph)
-    linear, shift_families = _translation_laws(graph, loss == "ce")
-    offset = len(quadratic)
-    families = _named(scale_families, 0) + _named(shift_families, offset)
+        return _nothing(
+            f"torch.export cannot trace this model ({type(error).__name__}: {first_line})"
+        )
+    # where examples are moved, what is a law may depend on how many there are
+    scale = _common([_scale_laws(graph) for graph in graphs])
+    translation = _common([_translation_laws(graph, loss == "ce") for graph in graphs])
+    families = _named(scale.members, 0) + _named(translation.members, len(scale.charges))
     covered = {name for family in families for name in family.parameters}
-    lawless = tuple((name, why) for name, why in reasons.items() if name not in covered)
-    return Laws(quadratic, linear, families, lawless)
+    lawless = ((name, why) for name, why in _reasons(graph, scale).items() if name not in covered)
+    return Laws(scale.charges, translation.charges, families, tuple(lawless))
+
+
+class _Members(NamedTuple):
+    """A family before it has a name."""
+
+    kind: Kind
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    laws: int
+
+
+class _Found(NamedTuple):
+    """Laws, their families in the same order, and why other parameters have none."""
+
+    charges: Charges
+    members: list[_Members]
+    reasons: dict[str, str]
 
 
 _EMPTY = sparse.csr_matrix((0, 0))
 
-_Members = tuple[Kind, tuple[str, ...], tuple[str, ...], int]
-"""A family before it has a name: kind, writers, readers, number of laws."""
+
+def _nothing(note: str) -> Laws:
+    return Laws(Charges((), _EMPTY), Charges((), _EMPTY), (), (), note)
+
+
+def _common(founds: list[_Found]) -> _Found:
+    """The laws of the first that are laws of all."""
+    charges, members, reasons = founds[0]
+    for other in founds[1:]:
+        same = charges.reductions == other.charges.reductions
+        laws = set(_law_keys(other.charges.matrix)) if same else set()
+        kept = np.array([key in laws for key in _law_keys(charges.matrix)], bool)
+        ends = np.cumsum([family.laws for family in members])
+        counts = [int(part.sum()) for part in np.split(kept, ends[:-1])] if members else []
+        members = [f._replace(laws=n) for f, n in zip(members, counts, strict=True) if n]
+        charges = Charges(charges.reductions, charges.matrix[kept])
+    return _Found(charges, members, reasons)
+
+
+def _law_keys(matrix: sparse.csr_matrix) -> Iterator[bytes]:
+    """Each row as something to compare, whatever its rounding errors."""
+    for start, stop in pairwise(matrix.indptr):
+        digits = np.round(matrix.data[start:stop], 9)
+        yield matrix.indices[start:stop].tobytes() + digits.tobytes()
+
+
+def _reasons(graph: ExportedGraph, found: _Found) -> dict[str, str]:
+    """For each parameter why it would have no law."""
+    reasons = dict.fromkeys(graph.weights, "no gradient reaches it")
+    reasons |= found.reasons
+    reasons |= dict.fromkeys(graph.frozen, "it is frozen, complex, or changed by a hook")
+    return reasons | dict.fromkeys(graph.unused, "the model does not use it")
 
 
 # ---------------------------------------------------------------------- scale and rescale
 
 
-def _scale_laws(graph: ExportedGraph) -> tuple[Charges, list[_Members], dict[str, str]]:
+def _scale_laws(graph: ExportedGraph) -> _Found:
     propagation = ScalePropagation(graph)
     propagation.run()
     solution = propagation.system.solve()
@@ -68,8 +123,9 @@ def _scale_laws(graph: ExportedGraph) -> tuple[Charges, list[_Members], dict[str
         if block.nnz:
             slots.append(slot)
             blocks.append(block)
+    reasons = _pins(propagation.slots, solution)
     if not slots:
-        return Charges((), _EMPTY), [], _reasons(propagation.slots, solution)
+        return _Found(Charges((), _EMPTY), [], reasons)
     matrix = _used_columns(sparse.vstack(blocks, format="csr")).T.tocsr()
     owner = np.repeat(np.arange(len(slots)), [block.shape[0] for block in blocks])
     reads = np.array([slot.reads for slot in slots])
@@ -82,9 +138,9 @@ def _scale_laws(graph: ExportedGraph) -> tuple[Charges, list[_Members], dict[str
         kind: Kind = "scale" if is_scale[first] else "rescale"
         writers = tuple(slots[i].parameter for i in members if not slots[i].reads)
         readers = tuple(slots[i].parameter for i in members if slots[i].reads)
-        families.append((kind, writers, readers, count))
+        families.append(_Members(kind, writers, readers, count))
     reductions = tuple(Reduction(s.parameter, s.reduction, s.groups) for s in slots)
-    return Charges(reductions, matrix[order]), families, _reasons(propagation.slots, solution)
+    return _Found(Charges(reductions, matrix[order]), families, reasons)
 
 
 def _oriented(
@@ -130,7 +186,7 @@ def _grouped(
     return order, [(laws[0], len(laws)) for laws in members]
 
 
-def _reasons(slots: list[Slot], solution: Solution) -> dict[str, str]:
+def _pins(slots: list[Slot], solution: Solution) -> dict[str, str]:
     """Why each parameter's labels are pinned, the side that writes first."""
     reasons: dict[str, str] = {}
     for slot in sorted(slots, key=lambda slot: slot.reads):
@@ -143,9 +199,7 @@ def _reasons(slots: list[Slot], solution: Solution) -> dict[str, str]:
 # ---------------------------------------------------------------------- translation
 
 
-def _translation_laws(
-    graph: ExportedGraph, invariant_logits: bool
-) -> tuple[Charges, list[_Members]]:
+def _translation_laws(graph: ExportedGraph, invariant_logits: bool) -> _Found:
     reductions: list[Reduction] = []
     blocks: list[sparse.csr_matrix] = []
     families: list[_Members] = []
@@ -156,13 +210,12 @@ def _translation_laws(
         reductions.append(Reduction(name, "projection", axis=axis, basis=rows))
         count = len(rows) * shapes[name].numel() // shapes[name][axis]
         blocks.append(sparse.csr_matrix(sparse.identity(count)))
-        families.append(("translation", (name,), (), count))
+        families.append(_Members("translation", (name,), (), count))
     biases, bias_families = _bias_laws(graph, invariant_logits, moves)
     reductions += biases.reductions
     blocks.append(biases.matrix)
-    return Charges(tuple(reductions), sparse.block_diag(blocks, format="csr")), (
-        families + bias_families
-    )
+    charges = Charges(tuple(reductions), sparse.block_diag(blocks, format="csr"))
+    return _Found(charges, families + bias_families, {})
 
 
 _Moves = dict[str, tuple[int, Floats]]
@@ -173,8 +226,7 @@ def _weight_moves(graph: ExportedGraph, invariant_logits: bool) -> _Moves:
     """Moves of a weight's column by a multiple of whatever it reads."""
     moves: _Moves = {}
     for node in graph.nodes:
-        operation = ShiftPropagation.operation(node)[0] if node.op == "call_function" else ""
-        if operation not in _WEIGHT_OPERATIONS:
+        if node.op != "call_function" or operation(node).name not in _MOVED_WEIGHTS:
             continue
         propagation = ShiftPropagation(graph, invariant_logits, node)
         propagation.run()
@@ -182,7 +234,7 @@ def _weight_moves(graph: ExportedGraph, invariant_logits: bool) -> _Moves:
         for written in propagation.written:
             basis = _normalised(_used_columns(solution.coefficients(written.labels)).T.tocsr())
             if basis.shape[0]:
-                moves[written.parameter] = written.axis or 0, basis.toarray()
+                moves[written.parameter] = written.axis or 0, basis.toarray().round(12)
     return moves
 
 
@@ -208,7 +260,7 @@ def _bias_laws(
     families: list[_Members] = []
     for first, count in groups:
         names = (parameters[i] for i in dict.fromkeys(owner[matrix[first].indices]))
-        families.append(("translation", tuple(names), (), count))
+        families.append(_Members("translation", tuple(names), (), count))
     return Charges(tuple(map(Reduction, parameters, kinds)), matrix[order]), families
 
 

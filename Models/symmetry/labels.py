@@ -5,8 +5,8 @@ or parameter. The graph's operations state linear relations between labels; what
 when all of them hold is the space of symmetries, one free number per conservation law.
 
 Nearly every relation ties two labels, so the system is solved in two steps: connected
-components with a ratio per label (all in arrays), then dense elimination of the few small
-blocks of relations between three or more labels.
+components with a ratio per label (all in arrays), then elimination of the relations between
+three or more labels (:mod:`Models.symmetry.elimination`).
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from torch import Tensor
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-_TOLERANCE = 1e-9
+from Models.symmetry.elimination import TOLERANCE, Floats, Ints, eliminate, product, scaled_rows
 
 
 class Labels(NamedTuple):
@@ -36,25 +33,29 @@ class Labels(NamedTuple):
     coef: Tensor  # float64
 
     def times(self, factor: float | Tensor) -> "Labels":
-        """The labels multiplied by a number, or by one number per element."""
+        """The labels multiplied by a number, or by one nonzero number per element."""
+        if isinstance(factor, (int, float)) and factor == 0:
+            return zeros(self.var.shape)
         if isinstance(factor, Tensor):
-            factor = _unexpanded(factor)
-        return Labels(*broadcast(self.var, _unexpanded(self.coef) * factor))
+            factor = unexpanded(factor)
+        return Labels(*broadcast(self.var, unexpanded(self.coef) * factor))
+
+    def constant_along(self, axis: int) -> bool:
+        """Whether nothing varies along an axis, as far as strides tell."""
+        return self.var.stride(axis) == 0 == self.coef.stride(axis)
 
     def shrink(self) -> "Labels":
         """The same labels with every axis on which nothing varies narrowed to length 1."""
         index = tuple(
-            slice(0, 1) if size > 1 and a == b == 0 else slice(None)
-            for size, a, b in zip(
-                self.var.shape, self.var.stride(), self.coef.stride(), strict=True
-            )
+            slice(0, 1) if size > 1 and self.constant_along(axis) else slice(None)
+            for axis, size in enumerate(self.var.shape)
         )
         return Labels(self.var[index], self.coef[index])
 
     @property
     def vanish(self) -> bool:
         """Whether every label is the number 0."""
-        return not bool(_unexpanded(self.var).any())
+        return not bool(unexpanded(self.var).any())
 
 
 def zeros(shape: Sequence[int]) -> Labels:
@@ -86,10 +87,36 @@ class LabelSystem:
         self._count += count
         return Labels(var, torch.ones((), dtype=torch.float64).expand(var.shape))
 
+    @property
+    def count(self) -> int:
+        """How many labels there are."""
+        return self._count
+
+    def pin_since(self, count: int, reason: str) -> None:
+        """State that every label made since there were ``count`` is 0."""
+        self._pins.append((np.arange(count, self._count), len(self._reasons)))
+        self._reasons.append(reason)
+
     def tie(self, x: Labels, y: Labels) -> None:
         """State that x = y, element by element (the shapes broadcast)."""
-        xv, xc, yv, yc = broadcast(*x.shrink(), *y.shrink())
-        self._ties.append((_flat(xv), _flat(xc), _flat(yv), _flat(yc)))
+        (xv, xc), (yv, yc) = x.shrink(), y.shrink()
+        ratio = unexpanded(yc) / unexpanded(xc)
+        xv, yv, ratio = broadcast(xv, yv, ratio)
+        for axis, strides in enumerate(zip(xv.stride(), yv.stride(), strict=True)):
+            if strides == (0, 0) and ratio.shape[axis] > 1:  # the same labels, again and again
+                first = ratio.narrow(axis, 0, 1)
+                xv, yv = xv.narrow(axis, 0, 1), yv.narrow(axis, 0, 1)
+                differs = ~torch.isclose(ratio, first, rtol=TOLERANCE, atol=0).all(axis, True)
+                if differs.any():
+                    self._conflict(xv, yv, differs)
+                ratio = first
+        xv, yv, ratio = broadcast(xv, yv, ratio)
+        self._ties.append((_flat(xv), np.ones(xv.numel()), _flat(yv), _flat(ratio)))
+
+    def _conflict(self, x: Tensor, y: Tensor, where: Tensor) -> None:
+        """State that two labels with two different ratios are both 0."""
+        x, y, where = broadcast(x, y, where)
+        self._pins.append((_flat(torch.cat([x[where], y[where]])), 1))
 
     def pin(self, x: Labels, reason: str) -> None:
         """State that x = 0.
@@ -99,7 +126,7 @@ class LabelSystem:
             reason: why, for the table of layers without a law.
         """
         if not x.vanish:
-            self._pins.append((_flat(_unexpanded(x.var)), len(self._reasons)))
+            self._pins.append((_flat(unexpanded(x.var)), len(self._reasons)))
             self._reasons.append(reason)
 
     def vanishing_sum(self, *terms: Labels) -> None:
@@ -116,10 +143,10 @@ class LabelSystem:
         state.pin(self._pins)
         sums = self._sum_rows()
         while True:
-            rows = _pruned(sums @ state.matrix())
+            rows = product(sums, state.matrix())
             terms = np.diff(rows.indptr)
             if not ((terms == 1) | (terms == 2)).any():
-                return Solution(state, _eliminate(rows[terms > 2]), self._reasons)
+                return Solution(state, eliminate(rows[terms > 2]), self._reasons)
             state.pin([(rows[terms == 1].indices, 1)])
             pairs = rows[terms == 2]
             var, coef = pairs.indices.reshape(-1, 2), pairs.data.reshape(-1, 2)
@@ -140,7 +167,7 @@ class Solution:
     """Every label as a combination of free labels."""
 
     def __init__(self, state: "_Components", eliminated: sparse.csr_matrix, reasons: list[str]):
-        self._matrix = _pruned(state.matrix() @ eliminated)
+        self._matrix = product(state.matrix(), eliminated)
         self._state = state
         self._reasons = reasons
 
@@ -153,10 +180,13 @@ class Solution:
         return scaled_rows(self._matrix[_flat(labels.var)], _flat(labels.coef))
 
     def reason(self, labels: Labels) -> str:
-        """Why the first of these labels that is pinned is pinned; empty if none is."""
-        reasons = self._state.reason[_flat(labels.shrink().var)]
-        known = reasons[reasons >= 0]
-        return self._reasons[known[0]] if known.size else ""
+        """Why the first of these labels that vanishes does; empty if none does."""
+        var = _flat(labels.shrink().var)
+        vanishing = var[(var > 0) & (np.diff(self._matrix.indptr)[var] == 0)]
+        if not vanishing.size:
+            return ""
+        reason = self._state.reason[vanishing[0]]
+        return self._reasons[reason] if reason >= 0 else _CONFLICT
 
 
 class _Components:
@@ -185,14 +215,14 @@ class _Components:
         x, y = self.rep[xv], self.rep[yv]
         a, b = xc * self.weight[xv], yc * self.weight[yv]
         verdict = np.full(len(self.rep), -1)
-        verdict[x[(x == y) & (np.abs(a - b) > _TOLERANCE * np.abs(a))]] = 1
+        verdict[x[(x == y) & (np.abs(a - b) > TOLERANCE * np.abs(a))]] = 1
         fixed = (x == 0) != (y == 0)
         verdict[np.maximum(x, y)[fixed]] = 0
         link = (x != y) & ~fixed
         x, a, y, b = x[link], a[link], y[link], b[link]
         root, ratio = _spanning_ratios(len(self.rep), x, a, y, b)
         left, right = a * ratio[x], b * ratio[y]
-        verdict[x[np.abs(left - right) > _TOLERANCE * np.abs(left)]] = 1
+        verdict[x[np.abs(left - right) > TOLERANCE * np.abs(left)]] = 1
         pinned = np.flatnonzero(verdict >= 0)
         verdict[root[pinned]] = verdict[pinned]
         self.weight = self.weight * ratio[self.rep]
@@ -241,63 +271,6 @@ def _spanning_ratios(count: int, x: Ints, a: Floats, y: Ints, b: Floats) -> tupl
     return root, ratio
 
 
-def _eliminate(rows: sparse.csr_matrix) -> sparse.csr_matrix:
-    """The square matrix that replaces labels by what the relations ``rows @ v = 0`` leave free."""
-    size = rows.shape[1]
-    used = np.unique(rows.indices)
-    keep = np.ones(size)
-    if not used.size:
-        return sparse.csr_matrix(sparse.identity(size))
-    replaced = []
-    incidence = sparse.bmat([[None, rows], [rows.T, None]], format="csr")
-    _, block = csgraph.connected_components(incidence, directed=False)
-    row_block, label_block = block[: rows.shape[0]], block[rows.shape[0] :]
-    row_order = np.argsort(row_block, kind="stable")
-    used = used[np.argsort(label_block[used], kind="stable")]
-    blocks, row_start = np.unique(row_block[row_order], return_index=True)
-    label_start = np.searchsorted(label_block[used], blocks)
-    row_parts = np.split(row_order, row_start[1:])
-    label_parts = np.split(used, label_start[1:])
-    for members, labels in zip(row_parts, label_parts, strict=True):
-        reduced, pivots = _row_echelon(rows[members][:, labels].toarray())
-        keep[labels[pivots]] = 0
-        i, j = np.nonzero(np.where(np.isin(np.arange(len(labels)), pivots), 0, reduced))
-        replaced.append((labels[pivots][i], labels[j], -reduced[i, j]))
-    i, j, data = (np.concatenate(part) for part in zip(*replaced, strict=True))
-    combination = sparse.csr_matrix((data, (i, j)), shape=(size, size))
-    kept = np.flatnonzero(keep)
-    identity = sparse.csr_matrix((np.ones(len(kept)), (kept, kept)), shape=(size, size))
-    return identity + combination
-
-
-def _row_echelon(matrix: Floats) -> tuple[Floats, Ints]:
-    """Reduced row echelon form [rank, columns] and its pivot columns, last columns first."""
-    matrix = matrix.copy()
-    pivots: list[int] = []
-    for column in range(matrix.shape[1] - 1, -1, -1):
-        rank = len(pivots)
-        if rank == len(matrix):
-            break
-        row = rank + int(np.abs(matrix[rank:, column]).argmax())
-        if np.abs(matrix[row, column]) <= _TOLERANCE:
-            continue
-        matrix[[rank, row]] = matrix[[row, rank]]
-        matrix[rank] /= matrix[rank, column]
-        others = np.arange(len(matrix)) != rank
-        matrix[others] -= np.outer(matrix[others, column], matrix[rank])
-        pivots.append(column)
-    return np.where(np.abs(matrix) > _TOLERANCE, matrix, 0)[: len(pivots)], np.array(pivots, int)
-
-
-def _pruned(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Drop entries that are rounding errors."""
-    matrix = sparse.csr_matrix(matrix)
-    matrix.sum_duplicates()
-    matrix.data[np.abs(matrix.data) <= _TOLERANCE] = 0
-    matrix.eliminate_zeros()
-    return matrix
-
-
 def _concatenated(
     ties: list[tuple[Ints, Floats, Ints, Floats]],
 ) -> tuple[Ints, Floats, Ints, Floats]:
@@ -311,15 +284,10 @@ def _concatenated(
     return xv, xc, yv, yc
 
 
-def scaled_rows(matrix: sparse.csr_matrix, factors: Floats) -> sparse.csr_matrix:
-    """A sparse matrix with each row multiplied by a number."""
-    data = matrix.data * np.repeat(factors, np.diff(matrix.indptr))
-    return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def _unexpanded(tensor: Tensor) -> Tensor:
-    """The tensor with every expanded axis narrowed to length 1."""
-    return tensor[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
+def unexpanded(tensor: Tensor, but: int | None = None) -> Tensor:
+    """The tensor with every expanded axis, but one perhaps, narrowed to length 1."""
+    strides = enumerate(tensor.stride())
+    return tensor[tuple(slice(0, 1) if s == 0 and d != but else slice(None) for d, s in strides)]
 
 
 def broadcast(*tensors: Tensor) -> tuple[Tensor, ...]:

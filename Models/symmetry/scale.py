@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from Models.symmetry.graph import Dims, ExportedGraph, Parameter, Propagation, Value
+from Models.symmetry.export import ExportedGraph, Parameter
+from Models.symmetry.guards import is_guard
 from Models.symmetry.labels import Labels, broadcast, zeros
-
-_EPSILON = 1e-3  # a constant this small under a root is a guard against division by zero
-_ROOTS = frozenset(("sqrt", "rsqrt", "pow", "reciprocal", "div"))
+from Models.symmetry.propagation import Dims, Propagation, Value
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class ScalePropagation(Propagation):
 
     def op_linear(self, x: Value, weight: Value, bias: Value) -> Value:
         x = self.elements(x)
-        if not isinstance(weight, Parameter):
+        if not isinstance(weight, Parameter) or len(weight.shape) != 2:
             return self._weight_from_elsewhere(x, weight, bias)
         columns = self.per_channel(x, -1).times(-1)
         out = self.system.fresh(self.shape[-1:])
@@ -137,44 +136,51 @@ class ScalePropagation(Propagation):
     def op_matmul(self, x: Value, other: Value) -> Value:
         if isinstance(other, Parameter) and len(other.shape) == 2 and len(self.shape) > 1:
             return self.op_linear(x, replace(other, transposed=not other.transposed), None)
-        return self._unknown(self._node)
+        return None
 
     op_mm = op_matmul
 
-    def _convolution(self, x: Value, weight: Value, bias: Value, groups: int) -> Value:
-        x = self.elements(x)
-        if not isinstance(weight, Parameter) or len(self.shape) != len(weight.shape):
+    def op_conv1d(self, x: Value, weight: Value, bias: Value, groups: int, **_: Any) -> Value:
+        x, channels = self.elements(x), -1 - self.spatial_axes()
+        if not isinstance(weight, Parameter):
             return self._weight_from_elsewhere(x, weight, bias)
-        columns = self.per_channel(x, 1).times(-1)
-        out = self.system.fresh(self.shape[1:2])
+        columns = self.per_channel(x, channels).times(-1)
+        out = self.system.fresh(self.shape[channels : channels + 1])
         self.matrix(weight, out, Labels(*(part.reshape(groups, -1) for part in columns)))
         self._bias(bias, out)
-        return self.along(out, 1)
-
-    def op_conv1d(self, x: Value, weight: Value, bias: Value, groups: int, **_: Any) -> Value:
-        return self._convolution(x, weight, bias, groups)
+        return self.along(out, channels)
 
     op_conv2d = op_conv3d = op_conv1d
 
-    def _transposed_convolution(
+    def op_conv_transpose1d(
         self, x: Value, weight: Value, bias: Value, groups: int, **_: Any
     ) -> Value:
-        if groups != 1 or not isinstance(weight, Parameter):
-            return self._unknown(self._node)
-        columns = self.per_channel(self.elements(x), 1).times(-1)
-        out = self.system.fresh(self.shape[1:2])
-        self.matrix(weight, columns, _row(out), rows_read=True)
-        self._bias(bias, out)
-        return self.along(out, 1)
-
-    op_conv_transpose1d = op_conv_transpose2d = op_conv_transpose3d = _transposed_convolution
-
-    def op_embedding(self, weight: Value, indices: Value, **_: Any) -> Value:
+        x, channels = self.elements(x), -1 - self.spatial_axes()
         if not isinstance(weight, Parameter):
-            return self._unknown(self._node)
+            return self._weight_from_elsewhere(x, weight, bias)
+        rows = self.per_channel(x, channels).times(-1)
+        out = self.system.fresh(self.shape[channels : channels + 1])
+        columns = Labels(*(part.reshape(groups, -1) for part in out))
+        self.matrix(weight, rows, columns, rows_read=True)
+        self._bias(bias, out)
+        return self.along(out, channels)
+
+    op_conv_transpose2d = op_conv_transpose3d = op_conv_transpose1d
+
+    def op_embedding(
+        self, weight: Value, indices: Value, padding_idx: int, scale_grad_by_freq: bool, **_: Any
+    ) -> Value:
+        if not isinstance(weight, Parameter) or weight.transposed or scale_grad_by_freq:
+            return None
+        if padding_idx >= 0 and not self._padding_stays_zero(weight, padding_idx):
+            return None
         out = self.system.fresh(self.shape[-1:])
         self.matrix(weight, zeros(weight.shape[:1]), _row(out), rows_read=True)
         return self.along(out, -1)
+
+    def _padding_stays_zero(self, weight: Parameter, row: int) -> bool:
+        """Whether a row that gets no gradient is zero and thus has any scale."""
+        return weight.uses == 1 and not bool(self.graph.weights[weight.name][row].any())
 
     def _bias(self, bias: Value, out: Labels) -> None:
         if bias is not None:
@@ -190,18 +196,23 @@ class ScalePropagation(Propagation):
     # ------------------------------------------------------------------ normalisation
 
     def op_batch_norm(
-        self, x: Value, weight: Value, bias: Value, training: bool, **_: Any
+        self,
+        x: Value,
+        weight: Value,
+        bias: Value,
+        running_mean: Value,
+        running_var: Value,
+        training: bool,
+        **_: Any,
     ) -> Value:
-        x = self.elements(x)
-        self.per_channel(x, 1)
+        self.per_channel(self.elements(x), 1)
         if not training:
-            self.pin(x, "batch normalisation with fixed statistics does not undo its scale")
+            for part in (x, running_mean, running_var):
+                self.pin(self.elements(part), "normalisation with fixed statistics keeps scales")
         return self.along(self._affine(weight, bias, self.shape[1:2]), 1)
 
-    def op_instance_norm(
-        self, x: Value, weight: Value, bias: Value, use_input_stats: bool, **_: Any
-    ) -> Value:
-        return self.op_batch_norm(x, weight, bias, use_input_stats)
+    def op_instance_norm(self, use_input_stats: bool, **operands: Any) -> Value:
+        return self.op_batch_norm(training=use_input_stats, **operands)
 
     def op_layer_norm(
         self, x: Value, normalized_shape: list[int], weight: Value, bias: Value, **_: Any
@@ -229,6 +240,10 @@ class ScalePropagation(Propagation):
 
     op_leaky_relu = op_abs = op_neg = op_dropout = op_feature_dropout = op_relu
 
+    def op_prelu(self, x: Value, weight: Value) -> Value:
+        self.pin(self.elements(weight), "the slope of an activation has no scale of its own")
+        return self.elements(x)
+
     def op_square(self, x: Value) -> Value:
         return self.elements(x).times(2)
 
@@ -242,26 +257,29 @@ class ScalePropagation(Propagation):
         return self.elements(x).times(-1)
 
     def op_pow(self, x: Value, exponent: Value) -> Value:
-        if isinstance(exponent, (int, float)) and isinstance(x, Labels):
-            return x.times(exponent)
-        return self._unknown(self._node)
+        if not isinstance(exponent, (int, float)) or isinstance(x, (int, float)):
+            return None
+        return self.elements(x).times(exponent)
 
     def op_clamp(self, x: Value, min: Value = None, max: Value = None) -> Value:
-        if all(
-            bound is None or (not isinstance(bound, Labels) and bound == 0) for bound in (min, max)
-        ):
-            return self.elements(x)
-        return self._unknown(self._node)
+        bounds = [bound for bound in (min, max) if bound is not None]
+        if not all(isinstance(bound, (int, float)) for bound in bounds):
+            return None
+        guard = max is None and is_guard(self._node, min)
+        return self.elements(x) if guard or not any(bounds) else None
 
     op_clamp_min = op_clamp_max = op_clamp
 
-    def op_add(self, x: Value, other: Value, **_: Any) -> Value:
+    def op_add(self, x: Value, other: Value, alpha: float = 1) -> Value:
         if isinstance(other, (int, float)):
-            harmless = other == 0 or (abs(other) <= _EPSILON and self._feeds_root())
-            return self.elements(x) if harmless else self._unknown(self._node)
+            harmless = other * alpha == 0 or is_guard(self._node, other * alpha)
+            return self.elements(x) if harmless else None
         return self.op_maximum(x, other)
 
-    op_sub = op_add
+    def op_sub(self, x: Value, other: Value, **_: Any) -> Value:
+        if isinstance(other, (int, float)):
+            return self.elements(x) if other == 0 else None
+        return self.op_maximum(x, other)
 
     def op_maximum(self, x: Value, other: Value) -> Value:
         left, right = self.expanded(self.elements(x)), self.expanded(self.elements(other))
@@ -270,11 +288,11 @@ class ScalePropagation(Propagation):
 
     op_minimum = op_maximum
 
-    def op_mul(self, x: Value, other: Value, **_: Any) -> Value:
+    def op_mul(self, x: Value, other: Value) -> Value:
         return self._product(x, other, 1)
 
-    def op_div(self, x: Value, other: Value, **_: Any) -> Value:
-        return self._product(x, other, -1)
+    def op_div(self, x: Value, other: Value, rounding_mode: str | None = None) -> Value:
+        return None if rounding_mode else self._product(x, other, -1)
 
     def _product(self, x: Value, other: Value, power: int) -> Value:
         left, right = self.elements(x), self.elements(other).times(power)
@@ -287,36 +305,40 @@ class ScalePropagation(Propagation):
         self.system.vanishing_sum(left, right, product.times(-1))
         return self.expanded(product)
 
-    def _feeds_root(self) -> bool:
-        """Whether the current result is only ever put under a root or divided by."""
-        return all(self.operation(user)[0] in _ROOTS for user in self._node.users)
-
     # ------------------------------------------------------------------ reductions, joins
 
     def op_mean(self, x: Value, dim: Dims = None, **_: Any) -> Value:
         return self.reduced(self.elements(x), dim)
 
-    op_sum = op_amax = op_amin = op_std = op_mean
+    op_sum = op_std = op_mean
 
     def op_var(self, x: Value, dim: Dims = None, **_: Any) -> Value:
         return self.reduced(self.elements(x), dim).times(2)
 
     def op_linalg_vector_norm(self, x: Value, ord: float = 2, dim: Dims = None, **_: Any) -> Value:
-        return self.reduced(self.elements(x), dim)
+        return self.reduced(self.elements(x), dim) if ord != 0 else zeros(self.shape)
 
     def op_max_pool2d(self, x: Value, **_: Any) -> Value:
         """Every pooling and resampling that mixes places but not channels."""
-        return self.along(self.per_channel(self.elements(x), 1), 1)
+        channels = -1 - self.spatial_axes()
+        return self.along(self.per_channel(self.elements(x), channels), channels)
 
     op_max_pool1d = op_max_pool3d = op_avg_pool1d = op_avg_pool2d = op_avg_pool3d = op_max_pool2d
     op_adaptive_avg_pool1d = op_adaptive_avg_pool2d = op_adaptive_avg_pool3d = op_max_pool2d
     op_upsample_nearest2d = op_upsample_bilinear2d = op_max_pool2d
 
+    def op_adaptive_max_pool2d(self, x: Value, **_: Any) -> Value:
+        return [self.op_max_pool2d(x), None]  # beside the places
+
+    op_adaptive_max_pool1d = op_adaptive_max_pool3d = op_adaptive_max_pool2d
+    op_max_pool2d_with_indices = op_adaptive_max_pool2d
+    op_max_pool1d_with_indices = op_max_pool3d_with_indices = op_adaptive_max_pool2d
+
     def op_pad(
         self, x: Value, pad: list[int], mode: str = "constant", value: Value = None
     ) -> Value:
         if mode != "constant" or value not in (None, 0):
-            return self._unknown(self._node)
+            return None
         labels = self.elements(x)
         var = nn.functional.pad(labels.var, pad, value=-1)
         border = var == -1  # the zeros there may be scaled by anything

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 
-from Models.symmetry.graph import Dims, ExportedGraph, Parameter, Propagation, Value
+from Models.symmetry.export import ExportedGraph, Parameter
 from Models.symmetry.labels import Labels, broadcast, zeros
+from Models.symmetry.propagation import Dims, Propagation, Value
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,52 @@ class ShiftPropagation(Propagation):
         self.written: list[Written] = []
         self._invariant_logits = invariant_logits
         self._weight = weight
+        self._vectors: dict[str, Labels] = {}
+        self._held: set[str] = set()
 
     def output(self, x: Labels) -> None:
-        if self._invariant_logits and x.var.dim() > 1:
+        if self._invariant_logits and x.var.dim() > 1 and len(self.graph.outputs) == 1:
             self.common(x, [1])
         else:
             self.pin(x, "the loss fixes the model's output")
 
-    def _apply(self, name: str, node: fx.Node, arguments: dict[str, Value]) -> Value:
-        """Skip what nothing moves: most of the graph, in the pass of one weight."""
-        held = [v for n in node.all_input_nodes for v in _as_list(self._values[n])]
-        if self._weight is not None and all(isinstance(v, Labels) and v.vanish for v in held):
-            return self._zero_like(node.meta.get("val"))
-        return super()._apply(name, node, arguments)
+    def run(self) -> None:
+        """Carry labels through the graph; in the pass of one weight, from there on."""
+        if self._weight is None:
+            super().run()
+            return
+        moving: set[fx.Node] = set()
+        for node in self.graph.nodes[self.graph.position[self._weight] :]:
+            if node is self._weight or not moving.isdisjoint(node.all_input_nodes):
+                self.visit(node)
+                if node.op == "call_function" and self._moves(self.value(node)):
+                    moving |= {node, self.graph.origin(node)}
+
+    @staticmethod
+    def _moves(value: Value) -> bool:
+        parts = value if isinstance(value, list) else [value]
+        return any(isinstance(part, Labels) and not part.vanish for part in parts)
 
     # ------------------------------------------------------------------ writers
 
     def vector(self, parameter: Parameter) -> Labels:
-        if not parameter.trainable or parameter.uses > 1 or self._weight is not None:
+        name = parameter.name
+        if not parameter.trainable or self._weight is not None or name in self._held:
             return zeros(parameter.shape)
-        labels = self.system.fresh(parameter.shape)
-        flat = Labels(*(part.reshape(-1) for part in labels))
-        self.written.append(Written(parameter.name, None, flat))
-        return labels
+        if name not in self._vectors:
+            self._vectors[name] = self.system.fresh(parameter.shape)
+            flat = Labels(*(part.reshape(-1) for part in self._vectors[name]))
+            self.written.append(Written(name, None, flat))
+        return self._vectors[name]
+
+    def _hold(self, *values: Value) -> None:
+        """State that operands do not move: parameters not anywhere, others not here."""
+        for value in values:
+            if isinstance(value, Parameter):
+                self._held.add(value.name)
+                value = self._vectors.get(value.name)
+            if isinstance(value, Labels):
+                self.pin(value)
 
     def _bias(self, bias: Value, dim: int) -> Labels:
         """What a bias along one axis writes on the current result."""
@@ -104,35 +128,49 @@ class ShiftPropagation(Propagation):
     def _linear_map(
         self, x: Value, weight: Value, bias: Value, axis: int, dim: int, groups: int = 1
     ) -> Value:
-        self.pin(self.elements(x), "a weight reads it")
-        if not isinstance(weight, Parameter):
-            self.pin(self.elements(weight), "it is part of a weight that is computed")
-        elif self._node is self._weight:
+        self.pin(self.elements(x))
+        if self._node is self._weight and isinstance(weight, Parameter):
             return self._weight_column(weight, axis, dim, groups)
+        self._hold(weight)
         return self._bias(bias, dim)
 
     def op_linear(self, x: Value, weight: Value, bias: Value) -> Value:
+        if isinstance(weight, Parameter) and len(weight.shape) != 2:
+            return None
         axis = int(isinstance(weight, Parameter) and weight.transposed)
         return self._linear_map(x, weight, bias, axis, -1)
 
     def op_matmul(self, x: Value, other: Value) -> Value:
         if isinstance(other, Parameter) and len(other.shape) == 2 and len(self.shape) > 1:
             return self._linear_map(x, other, None, int(not other.transposed), -1)
-        return self._unknown(self._node)
+        return None
 
     op_mm = op_matmul
 
     def op_conv1d(self, x: Value, weight: Value, bias: Value, groups: int, **_: Any) -> Value:
-        return self._linear_map(x, weight, bias, 0, 1, groups)
+        return self._linear_map(x, weight, bias, 0, -1 - self.spatial_axes(), groups)
 
     op_conv2d = op_conv3d = op_conv1d
 
-    def op_embedding(self, weight: Value, indices: Value, **_: Any) -> Value:
-        if not isinstance(weight, Parameter):
-            return self._unknown(self._node)
+    def op_conv_transpose1d(
+        self, x: Value, weight: Value, bias: Value, groups: int, **_: Any
+    ) -> Value:
+        if groups != 1 and self._node is self._weight:
+            return zeros(self.shape)
+        return self._linear_map(x, weight, bias, 1, -1 - self.spatial_axes())
+
+    op_conv_transpose2d = op_conv_transpose3d = op_conv_transpose1d
+
+    def op_embedding(
+        self, weight: Value, indices: Value, padding_idx: int, scale_grad_by_freq: bool, **_: Any
+    ) -> Value:
+        if not isinstance(weight, Parameter) or weight.transposed:
+            return None
         if self._node is self._weight:
             return self._weight_column(weight, 1, -1, 1)
-        if self._weight is not None or not weight.trainable or weight.uses > 1:
+        self._hold(weight)
+        whole = padding_idx < 0 and not scale_grad_by_freq  # every row has its true gradient
+        if self._weight is not None or not weight.trainable or weight.uses > 1 or not whole:
             return zeros(self.shape)
         columns = self.system.fresh(self.shape[-1:])
         self.written.append(Written(weight.name, 1, columns))
@@ -141,34 +179,52 @@ class ShiftPropagation(Propagation):
     # ------------------------------------------------------------------ what ignores shifts
 
     def op_batch_norm(
-        self, x: Value, weight: Value, bias: Value, training: bool, **_: Any
+        self,
+        x: Value,
+        weight: Value,
+        bias: Value,
+        running_mean: Value,
+        running_var: Value,
+        training: bool,
+        **_: Any,
     ) -> Value:
         labels = self.elements(x)
+        self._hold(weight)
         if training:
             self.per_channel(labels, 1)
         else:
-            self.pin(labels)
+            self._hold(labels, running_mean, running_var)
         return self._bias(bias, 1)
 
     def op_instance_norm(
-        self, x: Value, weight: Value, bias: Value, use_input_stats: bool, **_: Any
+        self,
+        x: Value,
+        weight: Value,
+        bias: Value,
+        running_mean: Value,
+        running_var: Value,
+        use_input_stats: bool,
+        **_: Any,
     ) -> Value:
         labels = self.elements(x)
+        self._hold(weight)
         if use_input_stats:
             self.common(labels, range(2, labels.var.dim()))
         else:
-            self.pin(labels)
+            self._hold(labels, running_mean, running_var)
         return self._bias(bias, 1)
 
     def op_layer_norm(
         self, x: Value, normalized_shape: list[int], weight: Value, bias: Value, **_: Any
     ) -> Value:
+        self._hold(weight)
         self.common(self.elements(x), range(-len(normalized_shape), 0))
         return self.expanded(self.elements(bias))
 
     def op_group_norm(
         self, x: Value, num_groups: int, weight: Value, bias: Value, **_: Any
     ) -> Value:
+        self._hold(weight)
         labels = self.elements(x).shrink()
         batch, channels, *_places = labels.var.shape
         if channels == self.shape[1]:
@@ -177,7 +233,8 @@ class ShiftPropagation(Propagation):
             self.common(labels, range(2, labels.var.dim()))
         return self._bias(bias, 1)
 
-    def op_rms_norm(self, x: Value, **_: Any) -> Value:
+    def op_rms_norm(self, x: Value, weight: Value, **_: Any) -> Value:
+        self._hold(weight)
         return self.pin(self.elements(x))
 
     def op_softmax(self, x: Value, dim: int, **_: Any) -> Value:
@@ -213,20 +270,15 @@ class ShiftPropagation(Propagation):
     def op_neg(self, x: Value) -> Value:
         return self.elements(x).times(-1)
 
-    def op_mul(self, x: Value, other: Value, **_: Any) -> Value:
-        if isinstance(other, (int, float)):
-            return self.elements(x).times(other) if other else zeros(self.shape)
-        return self._unknown(self._node)
+    def op_mul(self, x: Value, other: Value) -> Value:
+        return self.elements(x).times(other) if isinstance(other, (int, float)) else None
 
-    def op_div(self, x: Value, other: Value, **_: Any) -> Value:
-        if isinstance(other, (int, float)):
-            return self.elements(x).times(1 / other)
-        return self._unknown(self._node)
+    def op_div(self, x: Value, other: Value, rounding_mode: str | None = None) -> Value:
+        plain = isinstance(other, (int, float)) and not rounding_mode
+        return self.elements(x).times(1 / other) if plain else None
 
     def op_dropout(self, x: Value, p: float, train: bool, **_: Any) -> Value:
-        if train and p > 0:
-            return self._unknown(self._node)
-        return self.elements(x)
+        return None if train and p > 0 else self.elements(x)
 
     op_feature_dropout = op_dropout
 
@@ -244,24 +296,35 @@ class ShiftPropagation(Propagation):
         full = [1 if d in dims else n for d, n in enumerate(labels.var.shape)]
         return Labels(*(part.reshape(sizes).expand(full).reshape(self.shape) for part in mean))
 
+    def op_sum(self, x: Value, dim: Dims = None, **_: Any) -> Value:
+        labels = self.elements(x)
+        return self.op_mean(labels, dim).times(labels.var.numel() / self.shape.numel())
+
     def op_max_pool2d(self, x: Value, **_: Any) -> Value:
         """The largest of several moves with them if they move together."""
-        labels = self.elements(x)
-        places = range(2, labels.var.dim())
-        tied = self.common(labels, places)
-        return Labels(*(part.expand(self.shape) for part in tied))
+        tied = self.common(self.elements(x), range(-self.spatial_axes(), 0))
+        return self.expanded(tied)
 
     op_max_pool1d = op_max_pool3d = op_max_pool2d
 
-    def op_amax(self, x: Value, dim: Dims = None, **_: Any) -> Value:
-        return self.reduced(self.elements(x), dim)
+    def op_avg_pool2d(
+        self, x: Value, padding: list[int], divisor_override: int | None = None, **_: Any
+    ) -> Value:
+        return None if any(padding) or divisor_override else self.op_max_pool2d(x)
 
-    op_amin = op_amax
+    op_avg_pool1d = op_avg_pool3d = op_avg_pool2d
+
+    def op_adaptive_max_pool2d(self, x: Value, **_: Any) -> Value:
+        return [self.op_max_pool2d(x), None]  # beside the places
+
+    op_adaptive_max_pool1d = op_adaptive_max_pool3d = op_adaptive_max_pool2d
+    op_max_pool2d_with_indices = op_adaptive_max_pool2d
+    op_max_pool1d_with_indices = op_max_pool3d_with_indices = op_adaptive_max_pool2d
 
     def op_adaptive_avg_pool2d(self, x: Value, output_size: list[int]) -> Value:
         if all(size == 1 for size in output_size):
             return self.op_mean(x, list(range(-len(output_size), 0)))
-        return self._unknown(self._node)
+        return self.op_max_pool2d(x)
 
     op_adaptive_avg_pool1d = op_adaptive_avg_pool3d = op_adaptive_avg_pool2d
 
@@ -269,7 +332,7 @@ class ShiftPropagation(Propagation):
         self, x: Value, pad: list[int], mode: str = "constant", value: Value = None
     ) -> Value:
         if mode != "constant":
-            return self._unknown(self._node)
+            return None
         labels = self.elements(x)
         var = nn.functional.pad(labels.var, pad)
         return Labels(var, nn.functional.pad(labels.coef, pad, value=1.0))
