@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def network(eps: float = 1e-5, dtype: torch.dtype = torch.float64) -> nn.Module:
+def network(eps: float = 1e-5, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=1),
@@ -54,23 +55,25 @@ def train(
 ) -> None:
     for inputs, targets in data:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()
+        loss: Any = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
 
 
-def residual(observer: ConservationObserver, model: nn.Module) -> np.ndarray:
+def residual(observer: ConservationObserver, model: nn.Module) -> NDArray[np.float64]:
     """|measured − predicted| / size, [K]."""
     parameters = dict(model.named_parameters())
     measured, size = observer.laws.measure_with_sizes(lambda name: parameters[name].detach())
     predicted = observer.state_dict()["charge"].numpy()
-    return np.abs(measured - predicted) / size
+    relative: NDArray[np.float64] = np.abs(measured - predicted) / size
+    return relative
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("implementation", ["foreach", "for-loop", "fused"])
-def test_predictions_are_exact_in_float64(options, implementation):
+def test_predictions_are_exact_in_float64(options: dict[str, Any], implementation: str) -> None:
     model = network()
     flags = {"foreach": implementation == "foreach", "fused": implementation == "fused"}
     optimizer = torch.optim.SGD(model.parameters(), **options, **flags)
@@ -81,7 +84,7 @@ def test_predictions_are_exact_in_float64(options, implementation):
     assert observer.open.all()
 
 
-def test_predictions_follow_schedules_of_every_hyper_parameter():
+def test_predictions_follow_schedules_of_every_hyper_parameter() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5, weight_decay=1e-3)
     observer = ConservationObserver(model, optimizer, laws_of(model))
@@ -97,7 +100,7 @@ def test_predictions_follow_schedules_of_every_hyper_parameter():
 
 
 @pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_predictions_hold_to_five_digits_in_float32(options):
+def test_predictions_hold_to_five_digits_in_float32(options: dict[str, Any]) -> None:
     model = network(dtype=torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), **options)
     observer = ConservationObserver(model, optimizer, laws_of(model))
@@ -107,7 +110,7 @@ def test_predictions_hold_to_five_digits_in_float32(options):
     assert residual(observer, model)[:quadratic].max() < 1e-5
 
 
-def test_an_observed_run_is_the_run_itself():
+def test_an_observed_run_is_the_run_itself() -> None:
     """Observing must not change a single bit of training."""
     final = []
     for observed in (True, False):
@@ -122,7 +125,7 @@ def test_an_observed_run_is_the_run_itself():
 
 
 @pytest.mark.parametrize("options", [OPTIMIZERS["dampening"], OPTIMIZERS["sgd"]])
-def test_resuming_changes_nothing(options):
+def test_resuming_changes_nothing(options: dict[str, Any]) -> None:
     data = list(batches(60))
 
     def fresh() -> tuple[nn.Module, torch.optim.SGD, ConservationObserver]:
@@ -140,8 +143,9 @@ def test_resuming_changes_nothing(options):
     observer.record(25)
     saved = model.state_dict(), optimizer.state_dict(), observer.state_dict()
     model, optimizer, observer = fresh()
-    for part, state in zip((model, optimizer, observer), saved, strict=True):
-        part.load_state_dict(state)
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    observer.load_state_dict(saved[2])
     train(model, optimizer, data[25:])
     observer.record(60)
     resumed = observer.state_dict()
@@ -151,17 +155,21 @@ def test_resuming_changes_nothing(options):
     assert resumed["time"] == whole["time"]
 
 
-def test_the_leak_of_a_normalisation_is_its_epsilon():
+def test_the_leak_of_a_normalisation_is_its_epsilon() -> None:
     """ℓ = ε/(σ² + ε) γ ∂L/∂γ per filter, the closed form for batch normalisation."""
     model = network(eps=1e-2)
     laws = laws_of(model)
     inputs, targets = next(batches(1))
-    nn.functional.cross_entropy(model(inputs), targets).backward()
+    loss: Any = nn.functional.cross_entropy(model(inputs), targets)
+    loss.backward()
     conv, norm = model[0], model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.weight.grad is not None
     variance = conv(inputs).var((0, 2, 3), correction=0)
     expected = norm.eps / (variance + norm.eps) * norm.weight * norm.weight.grad
     parameters = dict(model.named_parameters())
-    leak = laws.quadratic.evaluate(lambda n: parameters[n].detach() * parameters[n].grad)
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    leak = laws.quadratic.evaluate(lambda n: parameters[n].detach() * gradients[n])
     family = next(laws.of_kind("scale"))
     np.testing.assert_allclose(leak[family.units], expected.detach().numpy(), rtol=1e-9)
 
@@ -173,7 +181,7 @@ def false_law() -> Laws:
     return Laws(charges, Charges((), sparse.csr_matrix((0, 0))), (family,), ())
 
 
-def test_the_gate_closes_on_a_law_that_is_none():
+def test_the_gate_closes_on_a_law_that_is_none() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     observer = ConservationObserver(model, optimizer, false_law())
@@ -183,11 +191,11 @@ def test_the_gate_closes_on_a_law_that_is_none():
     assert observer.state_dict()["leak_peak"].min() > LEAK_TOLERANCE
 
 
-def test_the_gate_closes_where_a_laws_parameters_are_updated_differently():
+def test_the_gate_closes_where_a_laws_parameters_are_updated_differently() -> None:
     model = network()
     vectors = [p for p in model.parameters() if p.dim() == 1]
     matrices = [p for p in model.parameters() if p.dim() > 1]
-    groups = [{"params": matrices, "weight_decay": 1e-2}, {"params": vectors}]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 1e-2}, {"params": vectors}]
     optimizer = torch.optim.SGD(groups, lr=0.05)
     observer = ConservationObserver(model, optimizer, laws_of(model))
     train(model, optimizer, list(batches(40)))
@@ -198,7 +206,7 @@ def test_the_gate_closes_where_a_laws_parameters_are_updated_differently():
     assert residual(observer, model)[observer.open].max() < 1e-12
 
 
-def test_record_holds_layer_sums_since_the_last_checkpoint():
+def test_record_holds_layer_sums_since_the_last_checkpoint() -> None:
     model = network()
     laws = laws_of(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -221,7 +229,7 @@ def test_record_holds_layer_sums_since_the_last_checkpoint():
     assert observer.state_dict()["record"]["step"].tolist() == [20]
 
 
-def test_time_of_gradient_flow():
+def test_time_of_gradient_flow() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, dampening=0.5)
     observer = ConservationObserver(model, optimizer, laws_of(model))
@@ -230,7 +238,7 @@ def test_time_of_gradient_flow():
     assert observer.time == pytest.approx(8 * 0.1 * 0.5 / 0.1)
 
 
-def test_state_is_seven_numbers_per_law():
+def test_state_is_seven_numbers_per_law() -> None:
     model = network()
     laws = laws_of(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -239,7 +247,7 @@ def test_state_is_seven_numbers_per_law():
     assert doubles == 7 * len(laws)
 
 
-def test_a_model_without_laws_is_observed_in_silence():
+def test_a_model_without_laws_is_observed_in_silence() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 5), nn.Tanh()).double()
     laws = find_laws(model, torch.zeros(2, 2, 4, 4, dtype=torch.float64), "mse")
     assert len(laws) == 0

@@ -1,19 +1,24 @@
 """The laws of charges against plain simulations of the update rule, and closed forms."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from Training.discrete_laws import (
     Coefficients,
+    Floats,
     linear_step,
     paper_linear_step,
     paper_quadratic_step,
     quadratic_step,
 )
 
-SCHEDULES = {
+Schedule = list[Coefficients]
+
+SCHEDULES: dict[str, Schedule] = {
     "sgd": [Coefficients(lr=0.1, wd=0.02)],
     "sgd with lr drops": [Coefficients(0.1, 0.02), Coefficients(0.01, 0.02), Coefficients(0.3, 0)],
     "momentum": [Coefficients(0.05, 0.01, momentum=0.9)],
@@ -27,7 +32,9 @@ SCHEDULES = {
 }
 
 
-def simulate(schedule: list[Coefficients], steps: int = 60):
+def simulate(
+    schedule: Schedule, steps: int = 60
+) -> Iterator[tuple[Coefficients, Floats, Floats, Floats, Floats, Floats]]:
     """Yield θ, g, u, v' and θ' of torch's update rule under random gradients, in float64."""
     rng = np.random.default_rng(0)
     theta, v = rng.normal(size=12), np.zeros(12)
@@ -48,15 +55,17 @@ def simulate(schedule: list[Coefficients], steps: int = 60):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_quadratic_law_is_exact_for_any_symmetric_form_if_the_leak_is_known(schedule):
+def test_quadratic_law_is_exact_for_any_symmetric_form_if_the_leak_is_known(
+    schedule: Schedule,
+) -> None:
     form = np.random.default_rng(1).normal(size=12)  # S, indefinite
 
-    def product(x, y):
+    def product(x: Floats, y: Floats) -> Floats:
         return np.array([np.sum(form * x * y)])
 
-    q = m = None
+    q, m = np.zeros(0), np.zeros(0)
     for c, theta, g, u, v, new in simulate(schedule):
-        if q is None:
+        if not q.size:
             q, m = product(theta, theta), np.zeros(1)
         squares = (product(u, u), product(u, v)) if c.momentum else (product(g, g), product(g, g))
         q, m = quadratic_step(q, m, c, *squares, product(theta, g))
@@ -66,17 +75,17 @@ def test_quadratic_law_is_exact_for_any_symmetric_form_if_the_leak_is_known(sche
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_linear_law_is_exact(schedule):
+def test_linear_law_is_exact(schedule: Schedule) -> None:
     direction = np.random.default_rng(2).normal(size=12)
-    s = p = None
+    s, p = np.zeros(0), np.zeros(0)
     for c, theta, g, _, _, new in simulate(schedule):
-        if s is None:
+        if not s.size:
             s, p = np.array([direction @ theta]), np.zeros(1)
         s, p = linear_step(s, p, c, np.array([direction @ g]))
         np.testing.assert_allclose(s, [direction @ new], rtol=0, atol=1e-12)
 
 
-def test_linear_law_without_leak_is_underdamped_exactly_beyond_the_stated_threshold():
+def test_linear_law_without_leak_is_underdamped_exactly_beyond_the_stated_threshold() -> None:
     beta = 0.9
     threshold = (1 - math.sqrt(beta)) ** 2
     for factor, oscillates in ((0.9, False), (1.1, True)):
@@ -88,7 +97,7 @@ def test_linear_law_without_leak_is_underdamped_exactly_beyond_the_stated_thresh
         assert (-1.0 in signs) == oscillates
 
 
-def paper_sum(c: Coefficients, q0: float, squares: np.ndarray) -> float:
+def paper_sum(c: Coefficients, q0: float, squares: Floats) -> float:
     """The paper's momentum integral as a left Riemann sum, written out in extended precision."""
     h = np.longdouble(c.lr * (1 - c.dampening))
     d = h * (1 + np.longdouble(c.momentum))
@@ -96,7 +105,7 @@ def paper_sum(c: Coefficients, q0: float, squares: np.ndarray) -> float:
     t, tau = h * len(squares), h * np.arange(len(squares), dtype=np.longdouble)
     root = np.sqrt(np.abs(gamma**2 - omega2))
 
-    def green(x):
+    def green(x: Any) -> Any:
         kind = np.sin if gamma**2 < omega2 else np.sinh
         return np.exp(-gamma * x) * (x if root == 0 else kind(root * x) / root)
 
@@ -111,7 +120,9 @@ def paper_sum(c: Coefficients, q0: float, squares: np.ndarray) -> float:
     [(0.1, 5e-4, 0.9, 0.0), (0.1, 1e-2, 0.97, 0.0), (0.1, 1e-3, 0.9, 0.5), (0.05, 0.0, 0.9, 0.0)],
     ids=["overdamped", "underdamped", "dampening", "no decay"],
 )
-def test_paper_prediction_with_momentum_equals_its_integral(lr, wd, momentum, dampening):
+def test_paper_prediction_with_momentum_equals_its_integral(
+    lr: float, wd: float, momentum: float, dampening: float
+) -> None:
     c = Coefficients(lr, wd, momentum, dampening)
     squares = np.random.default_rng(3).random(800)
     u, rate = np.array([2.0]), np.zeros(1)
@@ -120,7 +131,7 @@ def test_paper_prediction_with_momentum_equals_its_integral(lr, wd, momentum, da
     np.testing.assert_allclose(u, paper_sum(c, 2.0, squares), rtol=1e-11)
 
 
-def test_paper_prediction_without_momentum_equals_its_integral():
+def test_paper_prediction_without_momentum_equals_its_integral() -> None:
     c = Coefficients(lr=0.1, wd=1e-2)
     squares = np.random.default_rng(4).random(500)
     u, rate = np.array([2.0]), np.zeros(1)
@@ -133,7 +144,7 @@ def test_paper_prediction_without_momentum_equals_its_integral():
 
 
 @pytest.mark.parametrize("wd", [1e-4, 5e-2])
-def test_paper_prediction_of_translation_solves_its_oscillator(wd):
+def test_paper_prediction_of_translation_solves_its_oscillator(wd: float) -> None:
     """Against a fine Runge-Kutta solution of (D/2)θ̈ + (1−β)θ̇ + λθ = 0."""
     from scipy.integrate import solve_ivp
 
@@ -152,7 +163,7 @@ def test_paper_prediction_of_translation_solves_its_oscillator(wd):
     np.testing.assert_allclose(u, flow.y[0, -1], rtol=1e-7)
 
 
-def test_continuous_and_discrete_laws_agree_to_first_order_in_the_step():
+def test_continuous_and_discrete_laws_agree_to_first_order_in_the_step() -> None:
     """Halving η (and doubling the steps) halves the paper's deviation from the exact law."""
     deviations = []
     for halvings in range(3):
