@@ -300,6 +300,7 @@ def _named(families: list[_Members], start: int) -> tuple[Family, ...]:
         parts = (writers, readers) if kind != "translation" else (writers,)
         short = _module_of if kind != "translation" else str
         layer = "|".join(_joined(dict.fromkeys(map(short, part))) for part in parts if part)
+        layer = layer.replace("/", "_")  # names are also paths in files
         name, number = layer, 2
         while (kind, name) in taken:
             name, number = f"{layer} ({number})", number + 1
@@ -314,6 +315,9 @@ def _module_of(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def _joined(modules: Iterable[str], most: int = 3) -> str:
-    names = list(modules)
-    return "+".join(names if len(names) <= most else [names[0], f"…({len(names) - 1} more)"])
+def _joined(modules: Iterable[str], most: int = 3, longest: int = 40) -> str:
+    """The names, or the first one and how many more there are."""
+    first, *others = modules
+    joined = "+".join([first, *others])
+    long = len(others) >= most or len(joined) > longest
+    return f"{first}+…({len(others)} more)" if others and long else joined

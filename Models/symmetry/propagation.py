@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from Models.symmetry.export import (
     IDENTITIES,
@@ -36,6 +37,8 @@ Dims = int | list[int] | None
 """The axes of a reduction, as ATen passes them."""
 
 _FIRST = {"self": "x", "input": "x"}  # every rule calls its first operand x
+
+_MOST_PLACES = 1024  # where more places have labels of their own, a pooling ties them all
 
 _PLAIN_NAMES = {  # of operations whose own names would not help a user
     "wrap_with_set_grad_enabled": "a block without gradients",
@@ -149,6 +152,29 @@ class Propagation:
         for d in dims:
             sizes[d] = 1
         return Labels(*(part.expand(sizes).reshape(self.shape) for part in tied))
+
+    def pooled(self, x: Labels, **options: Any) -> Labels:
+        """Tie the labels of all places that a place of the result depends on.
+
+        Args:
+            x: of the current pooling's or resampling's operand.
+            options: the operation's other arguments.
+        """
+        axes = self.spatial_axes()
+        count = x.var.shape[-axes:].numel()
+        alike = all(x.constant_along(-axis) for axis in range(1, axes + 1))
+        if alike or count > _MOST_PLACES:
+            return self.expanded(self.common(x, range(-axes, 0)))
+        target: Any = self._node.target
+        one_place_each = torch.eye(count).reshape(count, 1, *x.var.shape[-axes:])
+        reached = pytree.tree_leaves(target(one_place_each, **options))[0]
+        reads = reached.reshape(count, -1) != 0  # [places, places of the result]
+        first = reads.int().argmax(0)
+        source, result = reads.nonzero(as_tuple=True)
+        flat = Labels(*(part.flatten(-axes) for part in x))
+        places = (Labels(*(part[..., i] for part in flat)) for i in (source, first[result], first))
+        self.system.tie(next(places), next(places))
+        return Labels(*(part.reshape(self.shape) for part in next(places)))
 
     def spatial_axes(self) -> int:
         """Of a convolution or pooling, by its name: the channels come right before these."""

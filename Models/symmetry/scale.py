@@ -318,17 +318,16 @@ class ScalePropagation(Propagation):
     def op_linalg_vector_norm(self, x: Value, ord: float = 2, dim: Dims = None, **_: Any) -> Value:
         return self.reduced(self.elements(x), dim) if ord != 0 else zeros(self.shape)
 
-    def op_max_pool2d(self, x: Value, **_: Any) -> Value:
+    def op_max_pool2d(self, x: Value, **options: Any) -> Value:
         """Every pooling and resampling that mixes places but not channels."""
-        channels = -1 - self.spatial_axes()
-        return self.along(self.per_channel(self.elements(x), channels), channels)
+        return self.pooled(self.elements(x), **options)
 
     op_max_pool1d = op_max_pool3d = op_avg_pool1d = op_avg_pool2d = op_avg_pool3d = op_max_pool2d
     op_adaptive_avg_pool1d = op_adaptive_avg_pool2d = op_adaptive_avg_pool3d = op_max_pool2d
     op_upsample_nearest2d = op_upsample_bilinear2d = op_max_pool2d
 
-    def op_adaptive_max_pool2d(self, x: Value, **_: Any) -> Value:
-        return [self.op_max_pool2d(x), None]  # beside the places
+    def op_adaptive_max_pool2d(self, x: Value, **options: Any) -> Value:
+        return [self.pooled(self.elements(x), **options), None]  # beside the places
 
     op_adaptive_max_pool1d = op_adaptive_max_pool3d = op_adaptive_max_pool2d
     op_max_pool2d_with_indices = op_adaptive_max_pool2d

@@ -300,31 +300,31 @@ class ShiftPropagation(Propagation):
         labels = self.elements(x)
         return self.op_mean(labels, dim).times(labels.var.numel() / self.shape.numel())
 
-    def op_max_pool2d(self, x: Value, **_: Any) -> Value:
+    def op_max_pool2d(self, x: Value, **options: Any) -> Value:
         """The largest of several moves with them if they move together."""
-        tied = self.common(self.elements(x), range(-self.spatial_axes(), 0))
-        return self.expanded(tied)
+        return self.pooled(self.elements(x), **options)
 
     op_max_pool1d = op_max_pool3d = op_max_pool2d
 
-    def op_avg_pool2d(
-        self, x: Value, padding: list[int], divisor_override: int | None = None, **_: Any
-    ) -> Value:
-        return None if any(padding) or divisor_override else self.op_max_pool2d(x)
-
-    op_avg_pool1d = op_avg_pool3d = op_avg_pool2d
-
-    def op_adaptive_max_pool2d(self, x: Value, **_: Any) -> Value:
-        return [self.op_max_pool2d(x), None]  # beside the places
+    def op_adaptive_max_pool2d(self, x: Value, **options: Any) -> Value:
+        return [self.pooled(self.elements(x), **options), None]  # beside the places
 
     op_adaptive_max_pool1d = op_adaptive_max_pool3d = op_adaptive_max_pool2d
     op_max_pool2d_with_indices = op_adaptive_max_pool2d
     op_max_pool1d_with_indices = op_max_pool3d_with_indices = op_adaptive_max_pool2d
 
+    def op_avg_pool2d(
+        self, x: Value, padding: list[int], divisor_override: int | None = None, **options: Any
+    ) -> Value:
+        whole = not any(padding) and not divisor_override
+        return self.pooled(self.elements(x), padding=padding, **options) if whole else None
+
+    op_avg_pool1d = op_avg_pool3d = op_avg_pool2d
+
     def op_adaptive_avg_pool2d(self, x: Value, output_size: list[int]) -> Value:
         if all(size == 1 for size in output_size):
             return self.op_mean(x, list(range(-len(output_size), 0)))
-        return self.op_max_pool2d(x)
+        return self.pooled(self.elements(x), output_size=output_size)
 
     op_adaptive_avg_pool1d = op_adaptive_avg_pool3d = op_adaptive_avg_pool2d
 

@@ -15,7 +15,7 @@ from Models.symmetry import Laws, find_laws
 TOLERANCE = 1e-10
 
 #: what rounding makes of a gradient that vanishes, relative to the model's largest one
-_ROUNDING = 1e-13
+_ROUNDING = 1e-12
 
 EPSILON = 1e-30
 

@@ -227,6 +227,23 @@ def fully_convolutional() -> nn.Module:
 
 
 @model(large_images)
+def places_with_gains() -> nn.Module:
+    """Gains and offsets of single places, pooled in windows that overlap and in others."""
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3),
+        nn.LayerNorm([3, 6, 6]),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.Conv2d(3, 2, 2),
+        nn.LayerNorm([2, 2, 2]),
+        nn.LeakyReLU(),
+        nn.Upsample(scale_factor=2),
+        nn.AvgPool2d(2, 1),
+        nn.Flatten(),
+        nn.Linear(18, CLASSES),
+    )
+
+
+@model(large_images)
 def instance_norm() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3),
