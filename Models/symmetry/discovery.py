@@ -233,7 +233,7 @@ def _weight_moves(graph: ExportedGraph, invariant_logits: bool) -> _Moves:
         solution = propagation.system.solve()
         for written in propagation.written:
             basis = _normalised(_used_columns(solution.coefficients(written.labels)).T.tocsr())
-            if basis.shape[0]:
+            if 0 < basis.shape[0] < basis.shape[1]:  # all of them: no gradient reaches the weight
                 moves[written.parameter] = written.axis or 0, basis.toarray().round(12)
     return moves
 

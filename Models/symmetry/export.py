@@ -47,7 +47,7 @@ class Parameter:
         name: as in ``named_parameters``, the first where it has several.
         shape: as in ``named_parameters``.
         trainable: whether its gradient is the graph's: not frozen, changed by a hook, complex.
-        uses: how many operations read it.
+        uses: how often operations read it.
         transposed: whether the graph reads the transpose of the matrix.
     """
 
@@ -210,9 +210,8 @@ def _silence() -> Iterator[None]:
 
 _LIBRARY = torch.library.Library("learning_mechanics", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("custom_gradient(Tensor x) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.impl(  # type: ignore[no-untyped-call]
-    "custom_gradient", torch.clone, "CompositeExplicitAutograd"
-)
+_KEY = "CompositeExplicitAutograd"
+_LIBRARY.impl("custom_gradient", torch.clone, _KEY)  # type: ignore[no-untyped-call]
 _marked = torch.ops.learning_mechanics.custom_gradient  # a copy that no rule describes
 
 
@@ -233,9 +232,7 @@ def _custom_gradients_shown() -> Iterator[None]:
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         apply_original = original.__get__(None, cls)
-        if (
-            cls.__name__ == "_NoopSaveInputs"
-        ):  # torch's own, of checkpointing: nothing depends on it
+        if cls.__name__ == "_NoopSaveInputs":  # checkpointing's; nothing depends on its result
             return apply_original(*args, **kwargs)
         return pytree.tree_map(mark, apply_original(*map(mark, args), **kwargs))
 
@@ -287,9 +284,17 @@ def _follows_gradient(parameter: Tensor) -> bool:
 
 
 def _uses(node: fx.Node) -> int:
-    """How many operations read a parameter, its copies and its rearrangements."""
+    """How often operations read a parameter, its copies and its rearrangements."""
     passing = IDENTITIES | MOVES | VIEWS
-    return sum(_uses(user) if operation(user).name in passing else 1 for user in node.users)
+    return sum(
+        _uses(user) if operation(user).name in passing else _operands(user).count(node)
+        for user in node.users
+    )
+
+
+def _operands(node: fx.Node) -> list[Any]:
+    """All operands, as often as they occur."""
+    return pytree.tree_leaves((node.args, node.kwargs))
 
 
 # ---------------------------------------------------------------------- memory

@@ -221,6 +221,19 @@ def test_unused_and_detached_parameters_have_reasons() -> None:
     }
 
 
+def test_weights_that_get_no_gradient_are_not_listed_column_by_column() -> None:
+    torch.manual_seed(0)
+    model = Net(
+        lambda net, x: net.head(torch.relu(net.first(x)) + net.idle(x).detach()),
+        first=nn.Linear(5, HIDDEN),
+        idle=nn.Linear(5, HIDDEN),
+        head=nn.Linear(HIDDEN, 3),
+    )
+    laws = assert_no_false_law(model, rows())
+    translations = {family.layer: len(family) for family in laws.of_kind("translation")}
+    assert translations == {"head.weight": HIDDEN, "idle.bias": HIDDEN, "head.bias": 1}
+
+
 def test_complex_parameters_are_in_no_law() -> None:
     model = Net(
         lambda net, x: net.head((x.to(torch.complex128) @ net.weight).abs()),

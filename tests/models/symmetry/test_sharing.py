@@ -268,6 +268,18 @@ PARAMETERS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
         ),
         rows(),
     ),
+    "a weight that is its own input": lambda: (
+        Net(
+            lambda net, x: net.norm(x @ F.linear(net.weight, net.weight)),
+            weight=square(5),
+            norm=nn.LayerNorm(5),
+        ),
+        rows(),
+    ),
+    "logits of a weight with itself": lambda: (
+        Net(lambda net, x: F.linear(net.weight, net.weight)[: len(x)], weight=square(6)),
+        rows(),
+    ),
     "a gain that is also a bias": rows_of(
         lambda net, x: net.head(
             F.layer_norm(net.first(x) + net.gain, (HIDDEN,), net.gain, None, EPSILON)
