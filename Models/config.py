@@ -6,7 +6,7 @@ import pydantic
 from pydantic import Field
 
 from Models.registry import MODELS, NONLINEARITIES
-from Utils.config import Config
+from Utils.config import Config, refuse_unread, with_defaults
 
 
 class ModelConfig(Config):
@@ -46,20 +46,17 @@ class ModelConfig(Config):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _fill_in_the_models_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        given = {name: value for name, value in values.items() if value is not None}
-        name = given.get("model", cls.model_fields["model"].default)
+        name = values.get("model", cls.model_fields["model"].default)
         known = isinstance(name, str) and name in MODELS
-        return {**MODELS[name].options, **given} if known else given
+        return with_defaults(values, MODELS[name].options) if known else values
 
     @pydantic.model_validator(mode="after")
     def _check_options(self) -> Self:
-        reads = {} if self.is_user_model else MODELS[self.model].options
-        options = ("depth", "width", "nonlinearity")
-        given = [f"--{o}" for o in options if getattr(self, o) is not None and o not in reads]
+        if not self.is_user_model:
+            MODELS[self.model]  # raises if unknown
+        refuse_unread(self, "model", {entry.name: entry.options for entry in MODELS})
         if self.is_user_model and not self.bias:
-            given.append("--no-bias")
-        if given:
-            raise ValueError(f"{', '.join(given)}: not read by --model {self.model}; leave it out")
+            raise ValueError(f"--no-bias: not read by --model {self.model}; leave it out")
         if self.nonlinearity is not None:
             NONLINEARITIES[self.nonlinearity]  # raises if unknown
         return self

@@ -1,6 +1,6 @@
 """The flags of train.py."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -8,7 +8,7 @@ from pydantic import Field
 from Data import DATASETS, DEFAULT_DATA_DIR
 from Models import ModelConfig
 from Training.registry import LOSSES, OPTIMIZERS
-from Utils.config import Integers, Names, RunConfig
+from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
 from Utils.devices import DeviceName
 
 _TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
@@ -30,18 +30,24 @@ class TrainConfig(ModelConfig, RunConfig):
 
     loss: str = Field("ce", description="ce or mse, explained above.")
     epochs: int = Field(30, ge=0, description="Passes over the training data.")
-    optimizer: str = Field("sgd", description="sgd or momentum, explained above.")
-    lr: float = Field(0.05, gt=0, description="Learning rate.")
+    optimizer: str = Field("sgd", description="The optimizer, listed above.")
+    lr: float | None = Field(None, gt=0, description="Learning rate; the optimizer's own default.")
     lr_drops: Integers = Field((), description="Epochs at whose start the learning rate drops.")
     lr_drop_rate: float = Field(0.1, gt=0, description="What each drop multiplies it by.")
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="cosine: down to zero at the end, multiplied with the drops."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps over which it first rises linearly.")
-    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of --optimizer momentum.")
-    dampening: float = Field(0.0, ge=0, lt=1, description="Dampening of --optimizer momentum.")
-    nesterov: bool = Field(False, description="Nesterov's variant of --optimizer momentum.")
-    wd: float = Field(0.0, ge=0, description="Weight decay, as an L2 term in the gradient.")
+    wd: float | None = Field(
+        None, ge=0, description="Weight decay: an L2 term in the gradient, or as listed above."
+    )
+    momentum: float | None = Field(None, ge=0, lt=1, description="Of momentum, rms and muon.")
+    dampening: float | None = Field(None, ge=0, lt=1, description="Of momentum.")
+    nesterov: bool = Field(False, description="Nesterov's variant of momentum.")
+    beta1: float | None = Field(None, ge=0, lt=1, description="Decay rate of the first moment.")
+    beta2: float | None = Field(None, ge=0, lt=1, description="Decay rate of the second moment.")
+    eps: float | None = Field(None, ge=0, description="Added to the second moment's root.")
+    adamw_lr: float | None = Field(None, gt=0, description="Learning rate of muon's vectors.")
     clip_norm: float | None = Field(
         None, gt=0, description="Largest global norm of the gradient; larger ones are scaled."
     )
@@ -79,18 +85,23 @@ class TrainConfig(ModelConfig, RunConfig):
             registry[name]  # raises if unknown
         return self
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_optimizers_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        name = values.get("optimizer", cls.model_fields["optimizer"].default)
+        if name == "custom_sgd":  # upstream's name for both
+            name = "momentum" if values.get("momentum") else "sgd"
+            values = {**values, "optimizer": name}
+        known = isinstance(name, str) and name in OPTIMIZERS
+        return with_defaults(values, OPTIMIZERS[name].options) if known else values
+
     @pydantic.model_validator(mode="after")
     def _check_optimizer(self) -> Self:
-        reads = OPTIMIZERS[self.optimizer].options
-        for option in ("momentum", "dampening", "nesterov"):
-            if getattr(self, option) and option not in reads:
-                raise ValueError(
-                    f"--{option}: not read by --optimizer {self.optimizer}; "
-                    "use --optimizer momentum"
-                )
-        if "momentum" in reads and not self.momentum:
+        chosen = OPTIMIZERS[self.optimizer].name  # raises if unknown
+        refuse_unread(self, "optimizer", {entry.name: entry.options for entry in OPTIMIZERS})
+        if chosen == "momentum" and not self.momentum:
             raise ValueError(
-                f"--optimizer {self.optimizer} needs a --momentum above 0, as in --momentum 0.9"
+                "--optimizer momentum needs a --momentum above 0, as in --momentum 0.9"
             )
         if self.nesterov and self.dampening:
             raise ValueError(f"--nesterov needs --dampening 0, not {self.dampening}")

@@ -10,38 +10,87 @@ from Utils.registry import Entry, Registry
 class OptimizerEntry(Entry):
     """An optimizer.
 
-    The builder is called as ``builder(parameters, **options)``.
+    The builder is called as ``builder(named_parameters, **options)`` with a list of pairs
+    (name, parameter), and returns a ``torch.optim.Optimizer``.
 
     Attributes:
-        options: the flags that the optimizer reads, by field name, with the names of the
-            builder's arguments.
+        options: the flags that the optimizer reads, by field name, with their default values.
     """
 
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict)
 
+
+_ADAM: Mapping[str, float] = {"lr": 1e-3, "wd": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "optimizer",
     [
         OptimizerEntry(
             "sgd",
-            "torch.optim:SGD",
+            "Training.optimizers:sgd",
             "θ' = θ − lr (g + wd θ)",
-            options={"lr": "lr", "wd": "weight_decay"},
+            options={"lr": 0.05, "wd": 0.0},
         ),
         OptimizerEntry(
             "momentum",
-            "torch.optim:SGD",
+            "Training.optimizers:sgd",
             "v' = momentum v + (1 − dampening)(g + wd θ); θ' = θ − lr v', or Nesterov's variant",
+            "Sutskever et al., ICML 2013",
+            options={"lr": 0.05, "wd": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False},
+        ),
+        OptimizerEntry(
+            "adam",
+            "Training.optimizers:adam",
+            "first moment / root of the second, wd in the gradient; lr 1e-3",
+            "Kingma and Ba, ICLR 2015",
+            options=_ADAM,
+        ),
+        OptimizerEntry(
+            "adamw",
+            "Training.optimizers:adamw",
+            "adam with decoupled decay, θ(1 − lr wd); lr 1e-3, wd 1e-2",
+            "Loshchilov and Hutter, ICLR 2019",
+            options={**_ADAM, "wd": 1e-2},
+        ),
+        OptimizerEntry(
+            "rms",
+            "Training.optimizers:rmsprop",
+            "RMSprop: gradient / root of its mean square, wd in the gradient; lr 1e-3",
+            "Tieleman and Hinton, 2012",
+            options={"lr": 1e-3, "wd": 0.0, "momentum": 0.0, "beta2": 0.99, "eps": 1e-8},
+        ),
+        OptimizerEntry(
+            "lamb",
+            "Training.optimizers:lamb",
+            "adam times |θ| / |update| of each parameter; lr 1e-3",
+            "You et al., ICLR 2020",
+            options={**_ADAM, "eps": 1e-6},
+        ),
+        OptimizerEntry(
+            "lion",
+            "Training.optimizers:lion",
+            "sign of an interpolated momentum, decoupled decay; lr 1e-4",
+            "Chen et al., NeurIPS 2023",
+            options={"lr": 1e-4, "wd": 0.0, "beta1": 0.9, "beta2": 0.99},
+        ),
+        OptimizerEntry(
+            "muon",
+            "Training.optimizers:muon",
+            "orthogonalized Nesterov momentum for matrices, adamw with --adamw-lr for vectors; "
+            "lr 0.02",
+            "Jordan et al., Muon, 2024",
             options={
-                "lr": "lr",
-                "wd": "weight_decay",
-                "momentum": "momentum",
-                "dampening": "dampening",
-                "nesterov": "nesterov",
+                "lr": 0.02,
+                "wd": 0.0,
+                "momentum": 0.95,
+                "adamw_lr": 3e-4,
+                "beta1": 0.9,
+                "beta2": 0.95,
+                "eps": 1e-10,
             },
         ),
     ],
+    aliases={"custom_sgd": "momentum"},
 )
 
 LOSSES: Registry[Entry] = Registry(

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.optim import SGD
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from Data.batches import Batches
@@ -29,7 +29,7 @@ class TrainingState:
     """
 
     model: nn.Module
-    optimizer: SGD
+    optimizer: Optimizer
     scheduler: LambdaLR
     observer: ConservationObserver
     batches: Batches

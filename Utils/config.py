@@ -5,6 +5,7 @@ files and of ``hyperparameters.json``. Each stage's model lives beside the code 
 configures; :mod:`Utils.cli` makes the command line from it.
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -59,6 +60,36 @@ class Config(pydantic.BaseModel):
     def flat(self) -> dict[str, Any]:
         """The configuration as JSON types, sorted by key."""
         return dict(sorted(self.model_dump(mode="json").items()))
+
+
+def with_defaults(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as the user gave them, and a registry entry's own defaults for the unset ones.
+
+    Args:
+        values: by field name; ``None`` where nothing was given.
+        options: the fields that the entry reads, with its defaults.
+    """
+    return {**options, **{name: value for name, value in values.items() if value is not None}}
+
+
+def refuse_unread(config: Config, flag: str, readers: Mapping[str, Collection[str]]) -> None:
+    """Refuse options that would do nothing; false ones and zeros ask for nothing.
+
+    Args:
+        config: validated field by field.
+        flag: the field that chooses a registry's entry.
+        readers: the entries by name, with the fields that each reads.
+
+    Raises:
+        ValueError: naming the flags that were given and not read, and who reads them.
+    """
+    chosen, options = getattr(config, flag), dict.fromkeys(o for r in readers.values() for o in r)
+    refused = [o for o in options if getattr(config, o) and o not in readers.get(chosen, ())]
+    if refused:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
+        able = ", ".join(name for name, reads in readers.items() if {*refused} <= {*reads})
+        hint = f" (but by {able})" if able else ""
+        raise ValueError(f"{flags}: not read by --{flag} {chosen}{hint}; leave it out")
 
 
 C = TypeVar("C", bound=Config)

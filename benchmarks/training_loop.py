@@ -86,7 +86,7 @@ class Bare:
         config = _config(model, dataset)
         entry = dataset.entry
         self._model = build_model(config, entry.input_shape, entry.num_classes)
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=config.lr)
+        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=config.lr or 0.0)
         self._split = dataset.train
         self._normalize = Normalize(entry, "cpu", torch.float32)
         self._order = torch.randperm(len(self._split))

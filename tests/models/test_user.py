@@ -93,5 +93,6 @@ def test_references_to_nothing(folder: Path, reference: str, message: str) -> No
 
 
 def test_options_of_our_models_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--width, --no-bias: not read by --model a\.py:f"):
-        validate(ModelConfig, {"model": "a.py:f", "width": 3, "bias": False}, "command line")
+    for flag, option in (("--width", {"width": 3}), ("--no-bias", {"bias": False})):
+        with pytest.raises(UserError, match=rf"{flag}: not read by --model a\.py:f"):
+            validate(ModelConfig, {"model": "a.py:f", **option}, "command line")

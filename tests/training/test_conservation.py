@@ -51,7 +51,10 @@ def laws_of(model: nn.Module) -> Laws:
 
 
 def train(
-    model: nn.Module, optimizer: torch.optim.SGD, data: list[tuple[Tensor, Tensor]], clip: float = 0
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: list[tuple[Tensor, Tensor]],
+    clip: float = 0,
 ) -> None:
     for inputs, targets in data:
         optimizer.zero_grad()
@@ -238,13 +241,17 @@ def test_time_of_gradient_flow() -> None:
     assert observer.time == pytest.approx(8 * 0.1 * 0.5 / 0.1)
 
 
-def test_state_is_seven_numbers_per_law() -> None:
+@pytest.mark.parametrize(("momentum", "per_law"), [(0.0, 5), (0.9, 9)])
+def test_state_is_a_few_numbers_per_law(momentum: float, per_law: int) -> None:
     model = network()
     laws = laws_of(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    state = ConservationObserver(model, optimizer, laws).state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, weight_decay=0.1)
+    observer = ConservationObserver(model, optimizer, laws)
+    train(model, optimizer, list(batches(3)))
+    observer.record(3)
+    state = observer.state_dict()
     doubles = sum(v.numel() for v in state.values() if getattr(v, "dtype", 0) == torch.float64)
-    assert doubles == 7 * len(laws)
+    assert doubles == per_law * len(laws) + len(laws.quadratic)
 
 
 def test_a_model_without_laws_is_observed_in_silence() -> None:

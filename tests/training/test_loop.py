@@ -40,10 +40,10 @@ def by_hand(config: TrainConfig) -> dict[str, Any]:
     model = build_model(config, (1, 8, 8), 10).train()
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        dampening=config.dampening,
-        weight_decay=config.wd,
+        lr=config.lr or 0.0,
+        momentum=config.momentum or 0.0,
+        dampening=config.dampening or 0.0,
+        weight_decay=config.wd or 0.0,
         nesterov=config.nesterov,
     )
     losses = []

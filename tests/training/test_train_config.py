@@ -18,7 +18,10 @@ def configure(**values: Any) -> TrainConfig:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--momentum 0.9", "--momentum: not read by --optimizer sgd; use --optimizer momentum"),
+        (
+            "--momentum 0.9",
+            r"--momentum: not read by --optimizer sgd \(but by momentum, rms, muon\); leave it out",
+        ),
         ("--nesterov", "--nesterov: not read by --optimizer sgd"),
         ("--optimizer momentum", "needs a --momentum above 0"),
         (
@@ -26,6 +29,7 @@ def configure(**values: Any) -> TrainConfig:
             "--nesterov needs --dampening 0, not 0.1",
         ),
         ("--lr 0", r"--lr 0\S*: input should be greater than 0"),
+        ("--optimizer lion --eps 1", "--eps: not read by --optimizer lion"),
         ("--lr nan", "--lr nan: input should be a finite number"),
         ("--momentum 1", r"--momentum 1\S*: input should be less than 1"),
         ("--wd -1", r"--wd -1\S*: input should be greater than or equal to 0"),
@@ -58,6 +62,11 @@ def test_the_flags_of_the_issue_are_understood() -> None:
     assert config.lr_drops == (10, 20)
     assert config.save_at == ("log", "7")
     assert config.width == 32
+
+
+def test_upstreams_custom_sgd_is_sgd_with_or_without_momentum() -> None:
+    assert configure(optimizer="custom_sgd", momentum=0.0).optimizer == "sgd"
+    assert configure(optimizer="custom_sgd", momentum=0.9).optimizer == "momentum"
 
 
 def test_steps_with_a_checkpoint() -> None:

@@ -1,0 +1,344 @@
+"""What an optimizer's steps do to charges: measured in two hooks, accounted for on the host.
+
+Each step leaves one vector of reductions on the device. Under ``torch.optim.SGD`` these are the
+squares that the exact law asks for (:mod:`Training.discrete_laws`). For any other optimizer no
+closed law exists; there the parts of every charge's change are measured from the weights before
+and after the step: with f = 1 − ηλ for decoupled decay (else 1) and δ = θ' − fθ ::
+
+    ⟨θ', θ'⟩_S − ⟨θ, θ⟩_S = ⟨(f² − 1)θ, θ⟩_S + 2⟨fθ, δ⟩_S + ⟨δ, δ⟩_S
+                              decay              leak           kinetic
+
+The leak vanishes where the update keeps the symmetry, which is what the gates check.
+
+Shape letters: K laws, Q quadratic and L linear ones.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from Models.symmetry import Charges, Laws
+from Training.discrete_laws import (
+    Coefficients,
+    Floats,
+    linear_step,
+    paper_linear_step,
+    paper_quadratic_step,
+    quadratic_step,
+)
+
+Tensors = Callable[[str], Tensor]
+"""Gives a parameter-shaped tensor by the parameter's name."""
+
+
+@dataclass
+class LawState:
+    """What is known of each law between two steps, in float64.
+
+    Attributes:
+        charge: what the law predicts, [K].
+        decay, kinetic, leak: what weight decay, the square of the update and the broken
+            symmetry have added to it since the start, [K]; they sum to its change.
+        paper: what the paper's continuous theory predicts, [K]; NaN where it has none.
+        turned: the angle in radians by which each group of weights has turned, summed over the
+            steps, [Q]; meaningful for scale laws.
+        velocity, kinetic_velocity, leak_velocity, paper_rate: ⟨θ, v⟩_S for the momentum buffer
+            v, what the squares and the leak have added to it, and the time derivative of
+            ``paper``, [K].
+        apart: whether the parameters of a law have been updated with different
+            hyper-parameters, [K].
+    """
+
+    charge: Floats
+    decay: Floats
+    kinetic: Floats
+    leak: Floats
+    paper: Floats
+    turned: Floats
+    velocity: Floats
+    kinetic_velocity: Floats
+    leak_velocity: Floats
+    paper_rate: Floats
+    apart: NDArray[np.bool_]
+
+    @classmethod
+    def at(cls, charges: Floats, quadratic: int) -> "LawState":
+        """The state from which predictions start, with the first Q laws quadratic."""
+        zeros = {f.name: np.zeros_like(charges) for f in fields(cls)}
+        apart = np.zeros(len(charges), bool)
+        known = {"charge": charges.copy(), "paper": charges.copy(), "turned": np.zeros(quadratic)}
+        return cls(**{**zeros, **known, "apart": apart})
+
+
+class Updates(Protocol):
+    """Measures the steps of one kind of optimizer, and takes laws through them."""
+
+    def before(self, optimizer: Optimizer) -> None:
+        """Measure what is gone after the step."""
+
+    def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
+        """The step's hyper-parameters by parameter group, and its measurements on the device."""
+
+    def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
+        """Take the laws through one step."""
+
+
+def updates_of(optimizer: Optimizer, parameters: dict[str, nn.Parameter], laws: Laws) -> Updates:
+    """What measures the steps of an optimizer.
+
+    Args:
+        optimizer: any.
+        parameters: by name; what the laws are about.
+        laws: the model's.
+    """
+    if isinstance(optimizer, SGD):
+        return SGDUpdates(optimizer, parameters, laws)
+    return MeasuredUpdates(optimizer, parameters, laws)
+
+
+class SGDUpdates:
+    """Squares of the gradient or update of ``torch.optim.SGD``, and its leaks ⟨θ, g⟩."""
+
+    def __init__(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter], laws: Laws):
+        self._laws, self._parameters = laws, parameters
+        self._mine, self._spanning = _groups(laws, parameters, optimizer)
+        self._products = _Products(laws.quadratic, parameters)
+        self._coefficients: list[Coefficients]
+        self._row: Tensor
+
+    def before(self, optimizer: Optimizer) -> None:
+        self._coefficients = [_coefficients(optimizer, group) for group in optimizer.param_groups]
+        c, gradient = self._coefficients[0], self._gradient
+        pairs: list[tuple[Tensors, Tensors]] = [(self._weight, gradient)]
+        if c.nesterov:  # both v' and u follow from g, which the optimizer may overwrite
+            v = lru_cache(1)(lambda name: self._next_buffer(optimizer, c, name))
+            u = lru_cache(1)(lambda name: self._decayed(c, name).add_(v(name), alpha=c.momentum))
+            pairs += [(v, v), (u, u), (u, v)]
+        elif c.momentum == 0:
+            pairs += [(gradient, gradient)]
+        leak, *squares = self._products(pairs)
+        linear_leak = [r(gradient(r.parameter)) for r in self._laws.linear.reductions]
+        self._row = _joined([*leak, *linear_leak, *(part for form in squares for part in form)])
+
+    def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
+        c = self._coefficients[0]
+        if c.momentum and not c.nesterov:
+
+            def v(name: str) -> Tensor:
+                buffer: Tensor = optimizer.state[self._parameters[name]]["momentum_buffer"]
+                return buffer
+
+            self._row = _joined([self._row, *self._products([(v, v)])[0]])
+        return self._coefficients, self._row
+
+    def _weight(self, name: str) -> Tensor:
+        return self._parameters[name].detach()
+
+    def _gradient(self, name: str) -> Tensor:
+        gradient = self._parameters[name].grad
+        return torch.zeros_like(self._weight(name)) if gradient is None else gradient
+
+    def _decayed(self, c: Coefficients, name: str) -> Tensor:
+        """d = g + λθ."""
+        return self._gradient(name).add(self._weight(name), alpha=c.wd)
+
+    def _next_buffer(self, optimizer: Optimizer, c: Coefficients, name: str) -> Tensor:
+        """v' = βv + a d."""
+        old: Tensor | None = optimizer.state[self._parameters[name]].get("momentum_buffer")
+        d = self._decayed(c, name)
+        return d if old is None else torch.add(old * c.momentum, d, alpha=c.gain)
+
+    def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
+        quadratic, linear = self._laws.quadratic.matrix, self._laws.linear.matrix
+        widths = [quadratic.shape[1], linear.shape[1]]
+        count = 3 if coefficients[0].nesterov else 1
+        quadratic_leak, linear_leak, *forms = _split(row, [*widths, *[widths[0]] * count])
+        leak = np.concatenate([quadratic @ quadratic_leak, linear @ linear_leak])
+        squares = [quadratic @ form for form in forms]
+        before = state.charge.copy()
+        for (q, s), c in zip(self._mine, coefficients, strict=True):
+            vv, uu, uv = (form[q] for form in (squares if count == 3 else squares * 3))
+            moved = c.lr**2 * (uu if c.momentum else uu + c.wd * (2 * leak[q] + c.wd * before[q]))
+            _advance_quadratic(state, q, c, (vv, uu, uv), leak[q])
+            _advance_linear(state, s, c, leak[s])
+            state.turned[q] += angle(before[q], state.charge[q], moved)
+        state.decay += state.charge - before
+        state.apart |= self._spanning & (len(set(coefficients)) > 1)
+
+
+def _advance_quadratic(
+    state: LawState, q: Any, c: Coefficients, squares: tuple[Floats, Floats, Floats], leak: Floats
+) -> None:
+    """Take quadratic laws through a step; their decay is filled in from the whole change."""
+    (vv, uu, uv), free, none = squares, replace(c, wd=0.0), np.zeros_like(leak)
+    state.charge[q], state.velocity[q] = quadratic_step(
+        state.charge[q], state.velocity[q], c, uu, uv, leak
+    )
+    for part, sources in (("kinetic", (uu, uv, none)), ("leak", (none, none, leak))):
+        value, rate = getattr(state, part), getattr(state, f"{part}_velocity")
+        new, rate[q] = quadratic_step(value[q], rate[q], free, *sources)
+        state.decay[q] -= new - value[q]
+        value[q] = new
+    state.paper[q], state.paper_rate[q] = paper_quadratic_step(
+        state.paper[q], state.paper_rate[q], c, vv
+    )
+
+
+def _advance_linear(state: LawState, s: Any, c: Coefficients, leak: Floats) -> None:
+    """Take linear laws through a step; their decay is filled in from the whole change."""
+    state.charge[s], state.velocity[s] = linear_step(state.charge[s], state.velocity[s], c, leak)
+    new, state.leak_velocity[s] = linear_step(
+        state.leak[s], state.leak_velocity[s], replace(c, wd=0.0), leak
+    )
+    state.decay[s] -= new - state.leak[s]
+    state.leak[s] = new
+    state.paper[s], state.paper_rate[s] = paper_linear_step(state.paper[s], state.paper_rate[s], c)
+
+
+class MeasuredUpdates:
+    """Weights before and after the steps of any optimizer, compared in float64."""
+
+    def __init__(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter], laws: Laws):
+        self._laws = laws
+        self._parameters = {name: parameters[name] for name in laws.parameters}
+        self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
+        owner = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        self._group = {name: owner.get(id(p)) for name, p in self._parameters.items()}
+        self._products = _Products(laws.quadratic, parameters)
+
+    def before(self, optimizer: Optimizer) -> None:
+        for name, parameter in self._parameters.items():
+            self._old[name].copy_(parameter.detach())
+        self._decays = [1 - float(g["lr"]) * _decoupled_wd(g) for g in optimizer.param_groups]
+
+    def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
+        old = lru_cache(1)(lambda name: self._old[name].double())
+        new = lru_cache(1)(lambda name: self._parameters[name].detach().double())
+        kept = lru_cache(1)(lambda name: old(name) * self._factor(name))
+        added = lru_cache(1)(lambda name: new(name) - kept(name))
+        moved = lru_cache(1)(lambda name: new(name) - old(name))
+        shrunk = lru_cache(1)(lambda name: old(name) * (self._factor(name) ** 2 - 1))
+        forms = self._products([(old, shrunk), (kept, added), (added, added), (moved, moved)])
+        linear = [
+            [r(x(r.parameter)) for r in self._laws.linear.reductions]
+            for x in (lambda name: old(name) * (self._factor(name) - 1), added)
+        ]
+        row = _joined([part for form in (*forms, *linear) for part in form])
+        return [Coefficients(float(g["lr"]), 0.0) for g in optimizer.param_groups], row
+
+    def _factor(self, name: str) -> float:
+        """f = 1 − ηλ of the parameter's group; 1 if no optimizer updates it."""
+        group = self._group[name]
+        return 1.0 if group is None else self._decays[group]
+
+    def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
+        quadratic, linear = self._laws.quadratic.matrix, self._laws.linear.matrix
+        widths = [quadratic.shape[1]] * 4 + [linear.shape[1]] * 2
+        *forms, shrunk, added = _split(row, widths)
+        decay, leak, kinetic, moved = (quadratic @ form for form in forms)
+        parts = {
+            "decay": np.concatenate([decay, linear @ shrunk]),
+            "leak": np.concatenate([2 * leak, linear @ added]),
+            "kinetic": np.concatenate([kinetic, np.zeros(linear.shape[0])]),
+        }
+        before = state.charge[: len(kinetic)].copy()
+        for name, part in parts.items():
+            getattr(state, name)[:] += part
+            state.charge += part
+        state.turned += angle(before, state.charge[: len(kinetic)], moved)
+        state.paper[:] = np.nan
+
+
+def angle(before: Floats, after: Floats, moved: Floats) -> Floats:
+    """The angle between weights before and after a step, in radians.
+
+    Args:
+        before, after: |θ|² and |θ'|², [K].
+        moved: |θ' − θ|², [K].
+    """
+    along = (after - before - moved) / 2  # ⟨θ, θ' − θ⟩
+    across = np.sqrt(np.maximum(moved * before - along**2, 0))  # |θ| times the part across θ
+    turned: Floats = np.arctan2(across, before + along)
+    return turned
+
+
+class _Products:
+    """A quadratic form of every law, up to the combination of its reductions."""
+
+    def __init__(self, charges: Charges, parameters: dict[str, nn.Parameter]):
+        self._reductions = charges.reductions
+        self._largest = max((p.numel() for p in parameters.values()), default=0)
+        self._scratch: Tensor | None = None
+
+    def __call__(self, pairs: Iterable[tuple[Tensors, Tensors]]) -> list[list[Tensor]]:
+        """The reductions of ``left * right``, for each pair."""
+        pairs = list(pairs)
+        rows: list[list[Tensor]] = [[] for _ in pairs]
+        for name, same in groupby(self._reductions, lambda r: r.parameter):
+            reductions = list(same)
+            for (left, right), parts in zip(pairs, rows, strict=True):
+                x, y = left(name), right(name)
+                keeps = reductions[0].kind == "element"  # its reduction is the product itself
+                product = x * y if keeps else torch.mul(x, y, out=self._scratch_like(x))
+                parts += [reduction(product) for reduction in reductions]
+        return rows
+
+    def _scratch_like(self, x: Tensor) -> Tensor:
+        """One buffer for all products: fresh memory for each would cost more than the product."""
+        if self._scratch is None:
+            self._scratch = torch.empty(self._largest, dtype=x.dtype, device=x.device)
+        return self._scratch[: x.numel()].view(x.shape)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _coefficients(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients:
+    """The hyper-parameters with which a group takes its next step."""
+    state = optimizer.state
+    fresh = not any("momentum_buffer" in state[p] for p in group["params"] if p in state)
+    return Coefficients(
+        float(group["lr"]),
+        group["weight_decay"],
+        group["momentum"],
+        group["dampening"],
+        group["nesterov"],
+        first=bool(group["momentum"]) and fresh,
+    )
+
+
+def _groups(
+    laws: Laws, parameters: dict[str, nn.Parameter], optimizer: Optimizer
+) -> tuple[list[tuple[Any, Any]], NDArray[np.bool_]]:
+    """Which quadratic and linear laws each parameter group has, and which laws [K] span several."""
+    count = len(laws.quadratic)
+    owner = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+    group, spanning = np.zeros(len(laws), np.int64), np.zeros(len(laws), bool)
+    for family in laws.families:
+        groups = [owner.get(id(parameters[name]), -1) for name in family.parameters]
+        group[family.units], spanning[family.units] = groups[0], len(set(groups)) > 1
+    if len(optimizer.param_groups) == 1:
+        return [(slice(0, count), slice(count, None))], spanning
+    places = np.arange(len(laws))
+    members = (places[group == i] for i in range(len(optimizer.param_groups)))
+    return [(m[m < count], m[m >= count]) for m in members], spanning
+
+
+def _split(row: Floats, widths: list[int]) -> list[Floats]:
+    """Cut a step's row into parts of the given widths."""
+    return np.split(row, np.cumsum(widths)[:-1])
+
+
+def _decoupled_wd(group: dict[str, Any]) -> float:
+    """λ where a group shrinks its weights by 1 − ηλ; 0 where the decay is in the gradient."""
+    decoupled = group.get("decoupled_weight_decay") or group.get("weight_decouple")
+    return float(group["weight_decay"]) if decoupled else 0.0
