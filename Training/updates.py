@@ -282,10 +282,13 @@ class _Products:
         """The reductions of ``left * right``, for each pair."""
         pairs = list(pairs)
         rows: list[list[Tensor]] = [[] for _ in pairs]
-        for name, same in groupby(self._reductions, lambda r: r.parameter):
+        for (name, gram), same in groupby(self._reductions, lambda r: (r.parameter, r.is_gram)):
             reductions = list(same)
             for (left, right), parts in zip(pairs, rows, strict=True):
                 x, y = left(name), right(name)
+                if gram:
+                    parts += [reduction.form(x, y) for reduction in reductions]
+                    continue
                 keeps = reductions[0].kind == "element"  # its reduction is the product itself
                 product = x * y if keeps else torch.mul(x, y, out=self._scratch_like(x))
                 parts += [reduction(product) for reduction in reductions]

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
+from Models.symmetry.balance import balance, certified
 from Models.symmetry.elimination import Floats, Ints, scaled_rows
 from Models.symmetry.export import ExportedGraph, UntraceableError, operation
+from Models.symmetry.frames import Frame, find_frames
 from Models.symmetry.labels import Solution
 from Models.symmetry.laws import Charges, Family, Kind, Laws, Reduction
 from Models.symmetry.scale import ScalePropagation, Slot
@@ -22,7 +24,7 @@ _MOVED_WEIGHTS = frozenset(("linear", "matmul", "mm", "embedding")) | {
 }
 
 
-def find_laws(model: nn.Module, example: Tensor, loss: str) -> Laws:
+def find_laws(model: nn.Module, example: Tensor, loss: str, matrices: bool = True) -> Laws:
     """The conservation laws of a model under gradient descent on a loss.
 
     Every law reported is a symmetry of the exported graph; a graph with operations unknown
@@ -33,6 +35,8 @@ def find_laws(model: nn.Module, example: Tensor, loss: str) -> Laws:
         example: a batch of at least two inputs.
         loss: "ce" (softmax cross-entropy over axis 1: ignores a common shift of the logits)
             or "mse".
+        matrices: whether to look for matrix laws, whose number grows as the square of the
+            width.
 
     Returns:
         the laws; none, with a note, for a model that cannot be analysed.
@@ -50,6 +54,8 @@ def find_laws(model: nn.Module, example: Tensor, loss: str) -> Laws:
         )
     # where examples are moved, what is a law may depend on how many there are
     scale = _common([_scale_laws(graph) for graph in graphs])
+    if matrices:
+        scale = _with_matrix_laws(scale, certified(_common_frames(graphs), model, example))
     translation = _common([_translation_laws(graph, loss == "ce") for graph in graphs])
     families = _named(scale.members, 0) + _named(translation.members, len(scale.charges))
     covered = {name for family in families for name in family.parameters}
@@ -194,6 +200,28 @@ def _pins(slots: list[Slot], solution: Solution) -> dict[str, str]:
         if reason and slot.parameter not in reasons:
             reasons[slot.parameter] = reason
     return reasons
+
+
+# ---------------------------------------------------------------------- balance
+
+
+def _common_frames(graphs: list[ExportedGraph]) -> list[Frame]:
+    """The frames of the first graph that are frames of all."""
+    first, *others = map(find_frames, graphs)
+    return [frame for frame in first if all(frame in frames for frames in others)]
+
+
+def _with_matrix_laws(found: _Found, frames: list[Frame]) -> _Found:
+    """Add the laws of frames after the others."""
+    charges = [found.charges, *map(balance, frames)]
+    members = list(found.members)
+    for frame, added in zip(frames, charges[1:], strict=True):
+        writers = tuple(side.parameter for side in frame if not side.reads)
+        readers = tuple(side.parameter for side in frame if side.reads)
+        members.append(_Members("balance", writers, readers, len(added)))
+    reductions = tuple(r for part in charges for r in part.reductions)
+    matrix = sparse.block_diag([part.matrix for part in charges], format="csr")
+    return _Found(Charges(reductions, matrix), members, found.reasons)
 
 
 # ---------------------------------------------------------------------- translation

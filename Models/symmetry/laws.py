@@ -1,10 +1,11 @@
 """Conservation laws: charges of a model's parameters, in arrays.
 
 A charge is a fixed combination of reductions of the parameters. Quadratic laws (scale,
-rescale) combine row sums, column sums and elements of θ²: ``q = ⟨θ, θ⟩_S``. Linear laws
-(translation) combine those of θ itself: ``s = ⟨c, θ⟩``.
+rescale) combine row sums, column sums and elements of θ², matrix laws (balance) inner products
+between rows or between columns: ``q = ⟨θ, θ⟩_S``. Linear laws (translation) combine sums of θ
+itself: ``s = ⟨c, θ⟩``.
 
-Shape letters: K laws, M reductions, R rows of a projection.
+Shape letters: K laws, M reductions, R rows of a projection, n rows of a Gram matrix.
 """
 
 import json
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from Utils.storage import open_hdf5, write_hdf5
 
-Kind = Literal["scale", "rescale", "translation"]
-KINDS: tuple[Kind, ...] = ("scale", "rescale", "translation")
+Kind = Literal["scale", "rescale", "balance", "translation"]
+KINDS: tuple[Kind, ...] = ("scale", "rescale", "balance", "translation")
 
 _BLOCK = 1 << 16
 """Numbers squared at a time, half a megabyte."""
@@ -33,22 +34,31 @@ _BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Reduction:
-    """A linear map from one parameter-shaped tensor to a vector.
+    """A linear map from one parameter-shaped tensor, or a bilinear one from two, to a vector.
 
     Attributes:
         parameter: its name.
         kind: "row" sums over all axes but the first; "column" over all but the second, per
-            group; "element" flattens; "projection" combines the entries of one axis.
+            group; "element" flattens; "projection" combines the entries of one axis; "gram"
+            takes inner products between n slices of one axis, of which there may be copies.
         groups: groups of a grouped convolution, for "column".
-        axis: the combined axis, for "projection".
+        axis: the combined axis, for "projection" and "gram", where −1 stands for the flattened
+            parameter.
         basis: the combinations [R][entries of the axis], for "projection".
+        places: the slices [copies][n], as places on the axis, for "gram".
     """
 
     parameter: str
-    kind: Literal["row", "column", "element", "projection"]
+    kind: Literal["row", "column", "element", "projection", "gram"]
     groups: int = 1
     axis: int = 0
     basis: tuple[tuple[float, ...], ...] = ()
+    places: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def is_gram(self) -> bool:
+        """Whether it is a bilinear map that is no sum over x ∘ y."""
+        return self.kind == "gram"
 
     def __call__(self, x: Tensor, absolute: bool = False) -> Tensor:
         """Reduce ``x``, of the parameter's shape; ``absolute`` takes combinations by size."""
@@ -62,6 +72,40 @@ class Reduction:
         basis = _basis(self.basis, x.dtype, x.device)
         flat = x.movedim(self.axis, 0).flatten(1)
         return ((basis.abs() if absolute else basis) @ flat).reshape(-1)
+
+    def form(self, x: Tensor, y: Tensor) -> Tensor:
+        """The bilinear form whose value at x = y is quadratic in x, symmetric in both.
+
+        Args:
+            x, y: of the parameter's shape.
+
+        Returns:
+            for "gram" the upper triangle, row by row, of (X Yᵀ + Y Xᵀ)/2, where X and Y [n, …]
+            are the slices of x and y, summed over copies; else the reduction of x ∘ y.
+        """
+        if not self.is_gram:
+            return self(x * y)
+        left = self._slices(x)
+        gram = left @ (left if y is x else self._slices(y)).T
+        rows, columns = _triangle(len(gram), x.device)
+        return (gram[rows, columns] + gram[columns, rows]) / 2
+
+    def _slices(self, x: Tensor) -> Tensor:
+        """[n, copies × entries of a slice]."""
+        flat = x.reshape(-1, 1) if self.axis < 0 else x.movedim(self.axis, 0).flatten(1)
+        copies = _places(self.places, x.device)
+        return flat[copies].transpose(0, 1).flatten(1)
+
+
+@lru_cache
+def _triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(n, n, device=device)
+    return rows, columns
+
+
+@lru_cache
+def _places(places: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    return torch.tensor(places, device=device)
 
 
 @lru_cache
@@ -84,34 +128,54 @@ class Charges:
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
 
-    def reduce(self, x: Callable[[str], Tensor], absolute: bool = False) -> NDArray[np.float64]:
-        """The reductions [M] of parameter-shaped tensors, given by the parameter's name."""
-        parts = [reduction(x(reduction.parameter), absolute) for reduction in self.reductions]
-        reduced: NDArray[np.float64] = (
-            torch.cat(parts).double().cpu().numpy() if parts else np.zeros(0)
-        )
-        return reduced
-
-    def reduce_squares(self, parameter: Callable[[str], Tensor]) -> NDArray[np.float64]:
-        """The reductions [M] of θ², in float64, for parameters given by name."""
-        parts = [
-            part
-            for name, same in groupby(self.reductions, lambda reduction: reduction.parameter)
-            for part in _squared(parameter(name), list(same))
-        ]
-        reduced: NDArray[np.float64] = torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
-        return reduced
-
     def evaluate(self, x: Callable[[str], Tensor], absolute: bool = False) -> NDArray[np.float64]:
-        """The charges [K] of parameter-shaped tensors.
+        """The linear charges [K] of parameter-shaped tensors.
 
         Args:
-            x: gives the tensor (θ² for quadratic laws, θ for linear ones) of a parameter.
+            x: gives the tensor of a parameter.
             absolute: take all coefficients by their size, as the scale of rounding errors.
         """
-        matrix = abs(self.matrix) if absolute else self.matrix
-        values: NDArray[np.float64] = matrix @ self.reduce(x, absolute)
+        parts = (reduction(x(reduction.parameter), absolute) for reduction in self.reductions)
+        return self._combined(parts, absolute)
+
+    def form(
+        self, x: Callable[[str], Tensor], y: Callable[[str], Tensor], absolute: bool = False
+    ) -> NDArray[np.float64]:
+        """The bilinear forms [K] ⟨x, y⟩_S of quadratic charges.
+
+        Args:
+            x, y: give the tensors of a parameter.
+            absolute: take all coefficients by their size.
+        """
+        parts = (r.form(x(r.parameter), y(r.parameter)) for r in self.reductions)
+        return self._combined(parts, absolute)
+
+    def _combined(self, parts: Iterator[Tensor], absolute: bool) -> NDArray[np.float64]:
+        held = list(parts)
+        reduced = torch.cat(held).double().cpu().numpy() if held else np.zeros(0)
+        values: NDArray[np.float64] = (abs(self.matrix) if absolute else self.matrix) @ reduced
         return values
+
+    def squares(
+        self, parameter: Callable[[str], Tensor]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The quadratic charges [K] of parameters given by name, and their sizes, in float64.
+
+        The size is what the charge would be if nothing in it cancelled.
+        """
+        values: list[Tensor] = []
+        sizes: list[Tensor] = []
+        for (name, gram), same in groupby(self.reductions, lambda r: (r.parameter, r.is_gram)):
+            reductions, x = list(same), parameter(name)
+            if gram:
+                x = x.double()
+                values += [reduction.form(x, x) for reduction in reductions]
+                sizes += [reduction.form(x.abs(), x.abs()) for reduction in reductions]
+            else:
+                squares = _squared(x, reductions)
+                values += squares
+                sizes += squares
+        return self._combined(iter(values), False), self._combined(iter(sizes), True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +183,8 @@ class Family:
     """The laws of one kind that one set of parameters obeys, one law per unit.
 
     Attributes:
-        kind: "scale", "rescale" or "translation".
+        kind: "scale", "rescale", "balance" or "translation". The n(n+1)/2 laws of a "balance"
+            are the upper triangle of a symmetric matrix, row by row.
         layer: a short name, unique within its kind, without "/".
         start, stop: its laws' positions among all laws.
         parameters: the parameters its charges are made of.
@@ -181,11 +246,11 @@ class Laws:
         The size is what a charge would be if nothing in it cancelled, Σ|s|θ² or Σ|c θ|: what
         deviations are measured against.
         """
-        squares = self.quadratic.reduce_squares(parameter)
+        quadratic, quadratic_size = self.quadratic.squares(parameter)
         linear = self.linear.evaluate(lambda name: parameter(name).double())
         linear_size = self.linear.evaluate(lambda name: parameter(name).double().abs(), True)
-        charges = np.concatenate([self.quadratic.matrix @ squares, linear])
-        return charges, np.concatenate([abs(self.quadratic.matrix) @ squares, linear_size])
+        charges = np.concatenate([quadratic, linear])
+        return charges, np.concatenate([quadratic_size, linear_size])
 
     def table(self) -> str:
         """The laws as a text table: kind, layer, number of laws, parameters; then the rest."""
@@ -257,8 +322,8 @@ def _read_charges(group: h5py.Group) -> Charges:
 
 
 def _reduction(fields: dict[str, object]) -> Reduction:
-    basis: list[list[float]] = fields.pop("basis")  # type: ignore[assignment]
-    return Reduction(**fields, basis=tuple(map(tuple, basis)))  # type: ignore[arg-type]
+    tables = {key: tuple(map(tuple, fields.pop(key))) for key in ("basis", "places")}  # type: ignore[call-overload]
+    return Reduction(**fields, **tables)  # type: ignore[arg-type]
 
 
 def _brief(names: tuple[str, ...], most: int = 4) -> str:

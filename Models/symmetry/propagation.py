@@ -176,6 +176,11 @@ class Propagation:
         self.system.tie(next(places), next(places))
         return Labels(*(part.reshape(self.shape) for part in next(places)))
 
+    def for_each_query(self, part: Labels, query: Value) -> Labels:
+        """Heads of keys or values [H, …, …], repeated for the query heads that share them."""
+        times = self.elements(query).var.shape[-3] // part.var.shape[-3]
+        return Labels(*(torch.repeat_interleave(x, times, -3) for x in part))
+
     def spatial_axes(self) -> int:
         """Of a convolution or pooling, by its name: the channels come right before these."""
         found = re.search(r"(\d)d", operation(self._node).name)

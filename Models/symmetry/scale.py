@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from Models.symmetry.contractions import Contractions
 from Models.symmetry.export import ExportedGraph, Parameter
 from Models.symmetry.guards import is_guard
 from Models.symmetry.labels import Labels, broadcast, zeros
-from Models.symmetry.propagation import Dims, Propagation, Value
+from Models.symmetry.propagation import Dims, Value
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Slot:
     reads: bool
 
 
-class ScalePropagation(Propagation):
+class ScalePropagation(Contractions):
     """Log-scales of every activation and parameter.
 
     Attributes:
@@ -136,9 +137,10 @@ class ScalePropagation(Propagation):
     def op_matmul(self, x: Value, other: Value) -> Value:
         if isinstance(other, Parameter) and len(other.shape) == 2 and len(self.shape) > 1:
             return self.op_linear(x, replace(other, transposed=not other.transposed), None)
-        return None
+        return self.op_bmm(x, other)
 
-    op_mm = op_matmul
+    def op_mm(self, x: Value, mat2: Value) -> Value:
+        return self.op_matmul(x, mat2)
 
     def op_conv1d(self, x: Value, weight: Value, bias: Value, groups: int, **_: Any) -> Value:
         x, channels = self.elements(x), -1 - self.spatial_axes()

@@ -143,9 +143,31 @@ class ShiftPropagation(Propagation):
     def op_matmul(self, x: Value, other: Value) -> Value:
         if isinstance(other, Parameter) and len(other.shape) == 2 and len(self.shape) > 1:
             return self._linear_map(x, other, None, int(not other.transposed), -1)
-        return None
+        return self.op_bmm(x, other)
 
-    op_mm = op_matmul
+    def op_bmm(self, x: Value, mat2: Value) -> Value:
+        """Where all columns of the second factor move alike, so do those of the product.
+
+        By how much depends on the first factor, which stands here as random numbers.
+        """
+        if isinstance(x, Parameter) or isinstance(mat2, Parameter):
+            return None
+        left, right = self.elements(x), self.elements(mat2)
+        if not right.constant_along(-1):
+            return None
+        self.pin(left)
+        rows, terms = left.var.shape[-2:]
+        generator = torch.Generator().manual_seed(0)
+        phi = torch.rand((rows, terms), generator=generator, dtype=torch.float64) + 0.5
+        moves = [Labels(*(part[..., i : i + 1, :1] for part in right)) for i in range(terms)]
+        sizes = [*broadcast(moves[0].var, phi[:, :1])[0].shape]
+        product = self.system.fresh(sizes)
+        moved = (move.times(phi[:, i : i + 1]) for i, move in enumerate(moves))
+        self.system.vanishing_sum(*moved, product.times(-1))
+        return self.expanded(product)
+
+    def op_mm(self, x: Value, mat2: Value) -> Value:
+        return self.op_matmul(x, mat2)
 
     def op_conv1d(self, x: Value, weight: Value, bias: Value, groups: int, **_: Any) -> Value:
         return self._linear_map(x, weight, bias, 0, -1 - self.spatial_axes(), groups)
@@ -236,6 +258,25 @@ class ShiftPropagation(Propagation):
     def op_rms_norm(self, x: Value, weight: Value, **_: Any) -> Value:
         self._hold(weight)
         return self.pin(self.elements(x))
+
+    def op_scaled_dot_product_attention(
+        self,
+        query: Value,
+        key: Value,
+        value: Value,
+        attn_mask: Value = None,
+        dropout_p: float = 0.0,
+        enable_gqa: bool = False,
+        **_: Any,
+    ) -> Value:
+        """Moving all keys alike moves all scores of a query alike, which the softmax ignores;
+        moving all values alike moves every weighted mean of them."""
+        self._hold(query, attn_mask)
+        if dropout_p:
+            self._hold(value)
+        self.common(self.elements(key), [-2])
+        means = self.common(self.elements(value), [-2])
+        return self.expanded(self.for_each_query(means, query) if enable_gqa else means)
 
     def op_softmax(self, x: Value, dim: int, **_: Any) -> Value:
         self.common(self.elements(x), [dim])

@@ -172,7 +172,7 @@ def test_the_leak_of_a_normalisation_is_its_epsilon() -> None:
     expected = norm.eps / (variance + norm.eps) * norm.weight * norm.weight.grad
     parameters = dict(model.named_parameters())
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    leak = laws.quadratic.evaluate(lambda n: parameters[n].detach() * gradients[n])
+    leak = laws.quadratic.form(lambda n: parameters[n].detach(), gradients.__getitem__)
     family = next(laws.of_kind("scale"))
     np.testing.assert_allclose(leak[family.units], expected.detach().numpy(), rtol=1e-9)
 

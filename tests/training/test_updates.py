@@ -88,8 +88,8 @@ def test_parts_under_sgd_are_the_sums_they_stand_for() -> None:
     for batch in batches(STEPS):
         old.update({name: p.detach().clone() for name, p in parameters.items()})
         train(model, optimizer, [batch])
-        kinetic += 0.01 * laws.quadratic.evaluate(lambda n: gradient(n) ** 2)
-        leak -= 0.2 * laws.quadratic.evaluate(lambda n: old[n] * gradient(n))
+        kinetic += 0.01 * laws.quadratic.form(gradient, gradient)
+        leak -= 0.2 * laws.quadratic.form(old.__getitem__, gradient)
     observer.record(STEPS)
     state, quadratic = observer.state_dict(), len(laws.quadratic)
     np.testing.assert_allclose(state["kinetic"][:quadratic], kinetic, rtol=1e-12)

@@ -80,10 +80,10 @@ def gradients(model: nn.Module, inputs: Tensor, loss: str, seed: int = 0) -> dic
     }
 
 
-def laws_of(model: nn.Module, inputs: Tensor, loss: str = "ce") -> Laws:
+def laws_of(model: nn.Module, inputs: Tensor, loss: str = "ce", matrices: bool = True) -> Laws:
     """The laws, found as the pipeline finds them: from a batch of two examples of zeros."""
     with quiet():
-        return find_laws(model, torch.zeros_like(inputs[:2]), loss)
+        return find_laws(model, torch.zeros_like(inputs[:2]), loss, matrices)
 
 
 def leaks(model: nn.Module, inputs: Tensor, laws: Laws, loss: str = "ce") -> np.ndarray:
@@ -95,11 +95,13 @@ def leaks(model: nn.Module, inputs: Tensor, laws: Laws, loss: str = "ce") -> np.
 
     def evaluate(absolute: bool, weight: Callable[[str], Tensor]) -> np.ndarray:
         if absolute:
-            quadratic = laws.quadratic.evaluate(lambda n: (theta[n] * weight(n)).abs(), True)
+            quadratic = laws.quadratic.form(
+                lambda n: theta[n].abs(), lambda n: weight(n).abs(), True
+            )
             return np.concatenate(
                 [quadratic, laws.linear.evaluate(lambda n: weight(n).abs(), True)]
             )
-        quadratic = laws.quadratic.evaluate(lambda n: theta[n] * weight(n))
+        quadratic = laws.quadratic.form(theta.__getitem__, weight)
         return np.concatenate([quadratic, laws.linear.evaluate(weight)])
 
     value = evaluate(False, gradient.__getitem__)
@@ -107,6 +109,11 @@ def leaks(model: nn.Module, inputs: Tensor, laws: Laws, loss: str = "ce") -> np.
     rounding = _ROUNDING * largest * evaluate(True, lambda n: torch.ones_like(theta[n]))
     leak: np.ndarray = np.abs(value) / np.maximum(size, rounding / TOLERANCE + 1e-300)
     return leak
+
+
+def diagonal(laws: Laws) -> int:
+    """How many scale and rescale laws there are."""
+    return sum(len(family) for family in laws.families if family.kind in ("scale", "rescale"))
 
 
 def assert_no_false_law(model: nn.Module, inputs: Tensor, loss: str = "ce") -> Laws:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from Models import ModelConfig, build_model
+from tests.models.symmetry.attention import Attention, Block
 from tests.models.symmetry.certificate import EPSILON, Net
 from Utils.config import validate
 
@@ -478,3 +479,18 @@ def scaled_features() -> nn.Module:
         scale=nn.Parameter(torch.rand(())),
         head=nn.Linear(WIDTH, CLASSES),
     )
+
+
+def transformer(**options: Any) -> nn.Module:
+    return Block(5, CLASSES, Attention(8, 2, **options))
+
+
+for kind, choice in {
+    "plain": dict[str, Any](),
+    "grouped keys": {"groups": 1},
+    "no bias": {"bias": False},
+    "rope": {"rope": True},
+    "qk-norm": {"qk_norm": True},
+    "explicit softmax": {"explicit": True},
+}.items():
+    model(sequences, name=f"transformer, {kind}")(partial(transformer, **choice))
