@@ -1,7 +1,6 @@
 """Convolutional networks without pooling: conv, conv-bn."""
 
 from collections import OrderedDict
-from functools import partial
 
 from torch import nn
 
@@ -41,7 +40,3 @@ def convolutional(
     layers["flatten"] = nn.Flatten()
     layers["classifier"] = nn.Linear(channels * height * image_width, num_classes, bias=bias)
     return nn.Sequential(layers)
-
-
-convolutional_bn = partial(convolutional, batch_norm=True)
-"""With batch normalisation before each nonlinearity."""

@@ -1,0 +1,90 @@
+"""ResNets for small images: torchvision's with another stem, also wider or not normalised."""
+
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from Utils.errors import UserError
+
+_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Residual blocks in each stage, by the number of layers with weights."""
+
+
+class _WideBasicBlock(BasicBlock):  # type: ignore[misc]
+    """BasicBlock with twice the channels between its convolutions, as a wide Bottleneck has."""
+
+    bn1: nn.Module
+
+    def __init__(self, inplanes: int, planes: int, *args: Any, **options: Any):
+        super().__init__(inplanes, planes, *args, **options)
+        inner = 2 * planes
+        self.conv1 = nn.Conv2d(inplanes, inner, 3, self.stride, padding=1, bias=False)
+        self.bn1 = type(self.bn1)(inner)
+        self.conv2 = nn.Conv2d(inner, planes, 3, padding=1, bias=False)
+
+
+def resnet(
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    layers: int,
+    wide: bool,
+    batch_norm: bool,
+) -> nn.Module:
+    """A residual network whose first layers keep the size of the image.
+
+    torchvision's, with a 3x3 convolution instead of 7x7 with stride 2 and max-pooling; maps
+    [N, C, H, W] to [N, num_classes] for any H and W. Convolutions have no bias and are drawn
+    from He et al. (2015), equation 10, over their outputs.
+
+    Without normalisation the variance of the sum of L residual branches would grow exponentially
+    in L; there the last convolution of each branch is divided by √L, which bounds it (Zhang et
+    al. 2019, arXiv 1903.07120; Hayou et al. 2021, arXiv 2010.12859).
+
+    Args:
+        input_shape: (channels, height, width) of one example.
+        num_classes: number of outputs.
+        layers: 18, 34, 50, 101 or 152; from 50 on, blocks of three convolutions.
+        wide: whether the channels inside the blocks are doubled.
+        batch_norm: whether every convolution is followed by batch normalisation.
+
+    Raises:
+        UserError: the inputs are no images.
+    """
+    if len(input_shape) != 3:
+        raise UserError(
+            f"--model resnet{layers} reads images, not inputs of shape "
+            f"{'x'.join(map(str, input_shape))}; choose another --dataset or --model"
+        )
+    bottleneck = layers >= 50
+    model: nn.Module = ResNet(
+        Bottleneck if bottleneck else _WideBasicBlock if wide else BasicBlock,
+        _BLOCKS[layers],
+        num_classes=num_classes,
+        width_per_group=128 if wide and bottleneck else 64,
+        norm_layer=nn.BatchNorm2d if batch_norm else nn.Identity,
+    )
+    model.conv1 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    if not batch_norm:
+        _damp_branches(model)
+    return model
+
+
+@torch.no_grad()
+def _damp_branches(model: nn.Module) -> None:
+    """Divide the last convolution of each of L residual branches by √L."""
+    blocks = [m for m in model.modules() if isinstance(m, (BasicBlock, Bottleneck))]
+    for block in blocks:
+        last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+        last.weight /= sqrt(len(blocks))
