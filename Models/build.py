@@ -30,15 +30,16 @@ def build_model(
     """
     import torch
 
-    from Models.weights import load_pretrained, restore
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(config.seed, "init"))
         model = _initialised(config, input_shape, num_classes)
-    if weights and config.pretrained:
-        load_pretrained(model, config.entry.pretrained, config.model_dir)
-    if weights and config.restore_path is not None:
-        restore(model, config.restore_path)
+    if weights and (config.pretrained or config.restore_path):
+        from Models.weights import load_pretrained, restore
+
+        if config.restore_path:
+            restore(model, config.restore_path)
+        else:
+            load_pretrained(model, config.entry.pretrained, config.model_dir)
     return model
 
 

@@ -44,11 +44,12 @@ def resnet(
 
     torchvision's, with a 3x3 convolution instead of 7x7 with stride 2 and max-pooling; maps
     [N, C, H, W] to [N, num_classes] for any H and W. Convolutions have no bias and are drawn
-    from He et al. (2015), equation 10, over their outputs.
+    from He et al. (2015, arXiv 1502.01852), equation 14.
 
-    Without normalisation the variance of the sum of L residual branches would grow exponentially
-    in L; there the last convolution of each branch is divided by √L, which bounds it (Zhang et
-    al. 2019, arXiv 1903.07120; Hayou et al. 2021, arXiv 2010.12859).
+    Without normalisation they are drawn from its equation 10, so that the size of the features
+    is kept whatever the channels, and the last one of each of L residual branches is divided by
+    √L, without which their sum would grow exponentially in L (Zhang et al. 2019, arXiv
+    1903.07120; Hayou et al. 2021, arXiv 2010.12859).
 
     Args:
         input_shape: (channels, height, width) of one example.
@@ -77,14 +78,16 @@ def resnet(
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     if not batch_norm:
-        _damp_branches(model)
+        _draw_for_no_normalisation(model)
     return model
 
 
 @torch.no_grad()
-def _damp_branches(model: nn.Module) -> None:
-    """Divide the last convolution of each of L residual branches by √L."""
+def _draw_for_no_normalisation(model: nn.Module) -> None:
     blocks = [m for m in model.modules() if isinstance(m, (BasicBlock, Bottleneck))]
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
     for block in blocks:
         last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
         last.weight /= sqrt(len(blocks))

@@ -23,9 +23,8 @@ def vgg(
     """3x3 convolutions in five stages and three linear layers: [N, C, H, W] -> [N, num_classes].
 
     With d the number of features after the last pooling, the linear layers have d/2, d/2 and
-    ``num_classes`` outputs. Weights are drawn as Simonyan and Zisserman's successors do:
-    convolutions from He et al. (2015), equation 10, over their outputs; linear layers from
-    N(0, 0.01²); biases are zero.
+    ``num_classes`` outputs. Weights are drawn as torchvision's: convolutions from He et al. (2015,
+    arXiv 1502.01852), equation 14, linear layers from N(0, 0.01²); biases are zero.
 
     Args:
         input_shape: (channels, height, width) of one example, at least 32 x 32.
