@@ -1,6 +1,7 @@
 """Weights from files: torchvision's, and those of checkpoints."""
 
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -68,7 +69,26 @@ def restore(model: nn.Module, file: str) -> None:
     state = _read_state_dict(Path(file).expanduser(), flag)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if any(name.startswith("conv2_x.") for name in state):
+        state = {_torchvisions_name(name, state): tensor for name, tensor in state.items()}
     _load(model, state, flag)
+
+
+def _torchvisions_name(name: str, state: StateDict) -> str:
+    """What torchvision calls a tensor of upstream's small ResNets.
+
+    There a block is a list of convolutions, normalisations if there are any, and ReLUs.
+    """
+    layers = ("conv", "bn") if "conv1.1.weight" in state else ("conv",)
+
+    def layer(match: re.Match[str]) -> str:
+        which, kind = divmod(int(match[1]), len(layers) + 1)
+        return f".{layers[kind]}{which + 1}."
+
+    name = re.sub(r"^conv1\.([01])\.", lambda m: ("conv1.", "bn1.")[int(m[1])], name)
+    name = re.sub(r"^conv(\d)_x\.", lambda m: f"layer{int(m[1]) - 1}.", name)
+    name = re.sub(r"\.residual_function\.(\d)\.", layer, name)
+    return name.replace(".shortcut.", ".downsample.")
 
 
 def _read_state_dict(path: Path, flag: str) -> StateDict:

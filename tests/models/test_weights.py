@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from Models import ModelConfig, build_model
-from Models.weights import load_pretrained
+from Models.weights import _torchvisions_name, load_pretrained
 from Utils.config import validate
 from Utils.errors import UserError
 
@@ -58,6 +58,37 @@ def test_weights_are_those_of_the_file(form: str, dtype: str, file: Path) -> Non
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
     assert all(p.requires_grad for p in model.parameters())
     assert not same(build(dtype=dtype), state)
+
+
+UPSTREAM = {
+    "layer1.0.conv1.": "conv2_x.0.residual_function.0.",
+    "layer1.0.bn1.": "conv2_x.0.residual_function.1.",
+    "layer1.0.conv2.": "conv2_x.0.residual_function.3.",
+    "layer1.0.bn2.": "conv2_x.0.residual_function.4.",
+    "layer1.0.conv3.": "conv2_x.0.residual_function.6.",
+    "layer1.0.bn3.": "conv2_x.0.residual_function.7.",
+    "layer1.0.downsample.0.": "conv2_x.0.shortcut.0.",
+    "layer4.2.conv1.": "conv5_x.2.residual_function.0.",
+    "conv1.": "conv1.0.",
+    "bn1.": "conv1.1.",
+}
+NOT_NORMALISED = {
+    "layer1.0.conv2.": "conv2_x.0.residual_function.2.",
+    "layer1.0.conv3.": "conv2_x.0.residual_function.4.",
+}
+
+
+@pytest.mark.parametrize("suffix", ["", "-nobn"])
+def test_upstreams_names_in_resnets_are_understood(suffix: str) -> None:
+    names = {**UPSTREAM, **(NOT_NORMALISED if suffix else {})}
+    config = {"model": f"resnet50{suffix}", "model_class": "tinyimagenet"}
+    with torch.device("meta"):
+        state = build_model(validate(ModelConfig, config, "test"), SHAPE, 3).state_dict()
+    ours = [ours for ours in names if any(name.startswith(ours) for name in state)]
+    assert len(ours) == (6 if suffix else 10)
+    theirs = {f"{names[start]}weight": start for start in ours}
+    for name, start in theirs.items():
+        assert _torchvisions_name(name, dict.fromkeys(theirs, torch.empty(0))) == f"{start}weight"
 
 
 def test_a_model_of_ones_own_can_be_restored(file: Path, tmp_path: Path) -> None:
