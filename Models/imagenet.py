@@ -3,6 +3,7 @@
 import torchvision
 from torch import nn
 
+from Models.shapes import image_shape
 from Utils.errors import UserError
 
 
@@ -17,15 +18,15 @@ def torchvision_model(
         architecture: torchvision's name for it.
 
     Raises:
-        UserError: the inputs are no images in three colours, or too small.
+        UserError: the examples are no images in three colours, or too small.
     """
-    smallest = 32 if architecture.startswith("vgg") else 1  # five poolings; ResNets pad
-    if len(input_shape) != 3 or input_shape[0] != 3 or min(input_shape[1:]) < smallest:
+    # VGGs halve images five times; ResNets pad them
+    smallest = 32 if architecture.startswith("vgg") else 1
+    channels, _, _ = image_shape(f"{architecture} of --model-class imagenet", input_shape, smallest)
+    if channels != 3:
         raise UserError(
-            f"--model-class imagenet: torchvision's {architecture} reads images in 3 colours of at "
-            f"least {smallest}x{smallest} pixels, not inputs of shape "
-            f"{'x'.join(map(str, input_shape))}; use --model-class tinyimagenet or another "
-            "--dataset"
+            f"--model {architecture} of --model-class imagenet reads images in 3 colours, not "
+            f"{channels}; use --model-class tinyimagenet or another --dataset"
         )
     model: nn.Module = torchvision.models.get_model(
         architecture, weights=None, num_classes=num_classes

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from Utils.errors import UserError
+from Models.shapes import image_shape
 
 _BLOCKS = {
     18: (2, 2, 2, 2),
@@ -59,13 +59,9 @@ def resnet(
         batch_norm: whether every convolution is followed by batch normalisation.
 
     Raises:
-        UserError: the inputs are no images.
+        UserError: the examples are no images.
     """
-    if len(input_shape) != 3:
-        raise UserError(
-            f"--model resnet{layers} reads images, not inputs of shape "
-            f"{'x'.join(map(str, input_shape))}; choose another --dataset or --model"
-        )
+    channels, _, _ = image_shape(f"resnet{layers}", input_shape)
     bottleneck = layers >= 50
     model: nn.Module = ResNet(
         Bottleneck if bottleneck else _WideBasicBlock if wide else BasicBlock,
@@ -74,7 +70,7 @@ def resnet(
         width_per_group=128 if wide and bottleneck else 64,
         norm_layer=nn.BatchNorm2d if batch_norm else nn.Identity,
     )
-    model.conv1 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)
+    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
     if not batch_norm:

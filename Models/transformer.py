@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from Models.attention import MLP, Attention
 from Models.registry import NONLINEARITIES
+from Models.shapes import image_shape, shape_text
 from Utils.errors import UserError
 
 _ACTIVATIONS = {"mlp": "gelu", "swiglu": "silu"}
@@ -140,12 +141,12 @@ def transformer(input_shape: tuple[int, ...], num_classes: int, **options: Any) 
         **options: of :class:`Options`.
 
     Raises:
-        UserError: the inputs are no sequences, or the options contradict each other.
+        UserError: the examples are no sequences, or the options contradict each other.
     """
     if len(input_shape) != 2:
         raise UserError(
             f"--model transformer reads sequences (tokens, features), not inputs of shape "
-            f"{_text(input_shape)}; use --model vit for images, or another --dataset"
+            f"{shape_text(input_shape)}; use --model vit for images, or another --dataset"
         )
     read = Options(**options)
     length, features = input_shape
@@ -168,16 +169,16 @@ def vit(
         **options: of :class:`Options`.
 
     Raises:
-        UserError: the inputs are no images that can be cut into such patches, or the options
+        UserError: the examples are no images that can be cut into such patches, or the options
             contradict each other.
     """
-    if len(input_shape) != 3 or input_shape[1] % patch_size or input_shape[2] % patch_size:
+    channels, height, width = image_shape("vit", input_shape)
+    if height % patch_size or width % patch_size:
         raise UserError(
-            f"--model vit cuts images into patches of --patch-size {patch_size}; inputs of shape "
-            f"{_text(input_shape)} cannot be cut so; choose another size, --dataset or --model"
+            f"--patch-size {patch_size} does not divide images of {height}x{width} pixels; "
+            "choose another"
         )
     read = Options(**options)
-    channels, height, width = input_shape
     patches = nn.Conv2d(channels, read.width, patch_size, stride=patch_size, bias=read.bias)
     embedding = nn.Sequential(OrderedDict(patches=patches, flatten=nn.Flatten(2), tokens=_Swap()))
     length = (height // patch_size) * (width // patch_size)
@@ -189,7 +190,3 @@ class _Swap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2)
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from Utils.errors import UserError
+from Models.shapes import image_shape
 
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions before each pooling, by the number of layers with weights."""
@@ -34,15 +34,10 @@ def vgg(
         bias: whether convolutions and linear layers have one.
 
     Raises:
-        UserError: the inputs are no images, or too small.
+        UserError: the examples are no images, or too small.
     """
-    if len(input_shape) != 3 or min(input_shape[1:]) < 32:
-        raise UserError(
-            f"--model vgg{layers}{'-bn' * batch_norm} halves images five times and needs at least "
-            f"32x32 pixels, not inputs of shape {'x'.join(map(str, input_shape))}; choose another "
-            "--dataset or --model"
-        )
-    channels, height, width = input_shape
+    name = f"vgg{layers}{'-bn' * batch_norm}"
+    channels, height, width = image_shape(name, input_shape, 32)  # halved five times
     features: list[nn.Module] = []
     for convolutions, outputs in zip(_STAGES[layers], _CHANNELS, strict=True):
         for _ in range(convolutions):

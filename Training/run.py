@@ -26,8 +26,7 @@ from Utils.storage import write_hdf5
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
     entry = DATASETS[config.dataset]
-    model = build_model(config, entry.input_shape, entry.num_classes, weights=False)
-    return _laws(config, model).table()
+    return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
 def train(config: TrainConfig, run: RunFolder) -> int:

@@ -67,6 +67,11 @@ def test_every_model_maps_a_batch_to_logits_and_can_be_trained(name: str, dtype:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_convolutions_read_images() -> None:
+    with pytest.raises(UserError, match="conv reads images .* not inputs of shape 20; choose"):
+        build((20,), model="conv-bn")
+
+
 def test_layers_are_named_for_figures() -> None:
     names = [name.removesuffix(".weight") for name in build(model="fc-bn", depth=3).state_dict()]
     assert [n for n in names if "." not in n] == ["fc1", "bn1", "fc2", "bn2", "classifier"]

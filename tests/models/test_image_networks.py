@@ -135,10 +135,15 @@ def test_dropout_and_poolings_of_a_vgg() -> None:
 @pytest.mark.parametrize(
     ("name", "model_class", "shape", "message"),
     [
-        ("vgg11-bn", "tinyimagenet", (1, 28, 28), "vgg11-bn halves .* 32x32 .* shape 1x28x28"),
+        (
+            "vgg11-bn",
+            "tinyimagenet",
+            (1, 28, 28),
+            "vgg11-bn reads images of at least 32x32 .* shape 1x28x28",
+        ),
         ("vgg11", "tinyimagenet", (20, 5), "not inputs of shape 20x5"),
-        ("resnet18", "tinyimagenet", (20, 5), "reads images, not inputs of shape 20x5"),
-        ("resnet18", "imagenet", (1, 64, 64), "3 colours of at least 1x1 .* 1x64x64; use"),
+        ("resnet18", "tinyimagenet", (20, 5), "resnet18 reads images .* not inputs of shape 20x5"),
+        ("resnet18", "imagenet", (1, 64, 64), "reads images in 3 colours, not 1; use"),
         ("vgg11", "imagenet", (3, 64, 31), "at least 32x32 pixels, not inputs of shape 3x64x31"),
     ],
 )

@@ -233,8 +233,8 @@ def test_both_number_formats_compute_the_same() -> None:
             {"heads": 4, "positions": "rope"},
             "even number per head, .* / --heads 4 = 3",
         ),
-        ("vit", IMAGE, {"patch_size": 5}, "--patch-size 5; inputs of shape 2x8x12 cannot be cut"),
-        ("vit", SEQUENCE, {}, "inputs of shape 5x7 cannot be cut"),
+        ("vit", IMAGE, {"patch_size": 5}, "--patch-size 5 does not divide images of 8x12 pixels"),
+        ("vit", SEQUENCE, {}, "vit reads images .* not inputs of shape 5x7"),
         (
             "transformer",
             IMAGE,
