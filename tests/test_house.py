@@ -161,6 +161,13 @@ def headings(page: Path) -> list[str]:
     return re.findall(r"^#+ +(.+?) *$", page.read_text(), re.MULTILINE)
 
 
+def test_the_commands_that_train_the_models_are_right() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    commands = re.findall(r"^ +python train\.py ([^…\n]+)$", page, re.MULTILINE)
+    configs = [parse(TrainConfig, shlex.split(flags)) for flags in commands]
+    assert {config.model_class for config in configs} == set(MODELS)
+
+
 @pytest.mark.parametrize("model_class", MODELS)
 def test_every_model_has_its_section(model_class: str) -> None:
     """A heading of the third level names the models of one family, below that of their class."""

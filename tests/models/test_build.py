@@ -68,7 +68,7 @@ def test_every_model_maps_a_batch_to_logits_and_can_be_trained(name: str, dtype:
 
 
 def test_convolutions_read_images() -> None:
-    with pytest.raises(UserError, match="conv reads images .* not inputs of shape 20; choose"):
+    with pytest.raises(UserError, match=r"conv reads images .* not inputs of shape 20; choose"):
         build((20,), model="conv-bn")
 
 

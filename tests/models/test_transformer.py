@@ -252,6 +252,19 @@ def test_what_does_not_fit_is_refused(
         build(name, shape, **options)
 
 
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_a_transformer_learns_what_the_first_token_was(positions: str) -> None:
+    model = build("transformer", (4, 3), positions=positions, dtype="float32")
+    numbers = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    inputs, targets = nn.functional.one_hot(numbers, 3).float(), numbers[:, 0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert (model(inputs).argmax(1) == targets).float().mean() > 0.9
+
+
 # ---------------------------------------------------------------------- laws
 
 
