@@ -67,7 +67,7 @@ def _as_text(annotation: Any) -> list[PrimitiveConstructorSpec[Any]]:
     names: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR"}
     kind = kinds[0] if len(kinds) == 1 else annotation
     metavar = names.get(kind)
-    if get_origin(kind) is Literal:
+    if get_origin(kind) is Literal and NoneType in get_args(annotation):  # no choice "None"
         metavar = f"{{{','.join(get_args(kind))}}}"
     if metavar is None:
         return []
