@@ -5,7 +5,7 @@ Importing this room costs nothing; ``torch`` is imported when a model is built.
 
 from Models.build import build_model
 from Models.config import ModelConfig
-from Models.registry import MODELS, NONLINEARITIES, ModelEntry, Nonlinearity, find_model
+from Models.registry import MODELS, NONLINEARITIES, ModelEntry, Nonlinearity
 
 __all__ = [
     "MODELS",
@@ -14,5 +14,4 @@ __all__ = [
     "ModelEntry",
     "Nonlinearity",
     "build_model",
-    "find_model",
 ]

@@ -234,6 +234,17 @@ def test_the_laws_of_vgg16_bn() -> None:
     assert laws.lawless == ()
 
 
+@pytest.mark.parametrize("suffix", ["", "-bn"])
+@pytest.mark.parametrize(
+    ("layers", "filters"), [(11, 2_752), (13, 2_944), (16, 4_224), (19, 5_504)]
+)
+def test_the_laws_of_every_vgg(layers: int, filters: int, suffix: str) -> None:
+    model = without_numbers(f"vgg{layers}{suffix}")
+    laws = find_laws(model, torch.zeros(2, *SMALL, device="meta"), "ce")
+    assert quadratic(laws) == {"scale": filters if suffix else 0, "rescale": filters + 2 * 256}
+    assert laws.lawless == ()
+
+
 FILTERS, INNER, STREAM = 64 + 4 * 960 + 896, 2 * 960, 960
 """Channels of ResNet-18: of all convolutions, inside blocks, and of the residual streams."""
 
