@@ -1,16 +1,20 @@
 """Stage 1: train a model and save checkpoints, the laws of its symmetries and its metrics."""
 
+from typing import Any
+
 from Data import DATASETS
 from Models import MODELS, NONLINEARITIES
 from Training import LOSSES, OPTIMIZERS, TrainConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
+from Utils.registry import Registry
 from Utils.rundir import RunFolder
 
 
 def main() -> int:
     """Parse the command line and train; returns the exit code."""
-    registries = (DATASETS, MODELS, NONLINEARITIES, LOSSES, OPTIMIZERS)
+    registries: tuple[Registry[Any], ...]
+    registries = (DATASETS, *MODELS.values(), NONLINEARITIES, LOSSES, OPTIMIZERS)
     config = parse(TrainConfig, epilog="\n\n".join(f"{r.kind}:\n{r.table()}" for r in registries))
     run = None if config.list_laws else RunFolder(config.run_path)
 

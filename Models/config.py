@@ -5,34 +5,79 @@ from typing import Any, Literal, Self
 import pydantic
 from pydantic import Field
 
-from Models.registry import MODELS, NONLINEARITIES
+from Models.registry import MODELS, NONLINEARITIES, ModelEntry, find_model
 from Utils.config import Config, refuse_unread, with_defaults
+
+_GENERAL = frozenset({"model", "model_class", "dtype", "seed", "model_dir", "restore_path"})
+"""What every registered model reads."""
+
+_USERS = _GENERAL - {"model_class"}
+"""What a function of the user's reads."""
 
 
 class ModelConfig(Config):
     """What :func:`Models.build_model` needs to know, apart from the data's shape.
 
-    After validation every option that the model reads has its value, and every other is
-    ``None``.
+    After validation every option that the model reads has its value, unless it follows from
+    others, and every other is what it is when left out.
 
     Raises:
         UserError: an unknown model or nonlinearity.
         pydantic.ValidationError: an option that the model does not read.
     """
 
+    model_config = pydantic.ConfigDict(protected_namespaces=())
+
     model: str = Field(
         "conv",
         description="A model listed above, or your own: path/to/file.py:function or "
         "package.module:function; the function gets (input_shape, num_classes).",
     )
-    depth: int | None = Field(
-        None, ge=2, description="Layers with weights, the classifier included."
+    model_class: Literal["default", "tinyimagenet", "imagenet"] = Field(
+        "default",
+        description="Where --model is looked up: small ones, VGGs and ResNets for small images, "
+        "or torchvision's for large images.",
     )
-    width: int | None = Field(None, ge=1, description="Neurons or channels of each hidden layer.")
+    depth: int | None = Field(
+        None,
+        ge=1,
+        description="Layers with weights, the classifier included; blocks of a transformer.",
+    )
+    width: int | None = Field(
+        None, ge=1, description="Neurons or channels of each hidden layer or token."
+    )
     nonlinearity: str | None = Field(
         None, description="The elementwise function after each hidden layer, listed above."
     )
     bias: bool = Field(True, description="Whether linear and convolutional layers have a bias.")
+    heads: int | None = Field(None, ge=1, description="Attention heads of a transformer.")
+    kv_heads: int | None = Field(
+        None, ge=1, description="Heads with keys and values of their own; all if left out."
+    )
+    positions: Literal["learned", "rope", "none"] | None = Field(
+        None, description="How a transformer knows a token's place: added, rotated, or not."
+    )
+    qk_norm: bool = Field(False, description="Normalise each head's queries and keys.")
+    norm: Literal["layernorm", "rmsnorm"] | None = Field(
+        None, description="A transformer's normalisation before each part of a block."
+    )
+    mlp: Literal["mlp", "swiglu"] | None = Field(
+        None, description="A transformer's hidden layer: plain or gated."
+    )
+    patch_size: int | None = Field(
+        None, ge=1, description="Side of the square patches that are a vit's tokens, in pixels."
+    )
+    pretrained: bool = Field(
+        False, description="Begin with torchvision's weights (--model-class imagenet)."
+    )
+    model_dir: str = Field(
+        "pretrained_models", description="Folder with the downloaded weights of --pretrained."
+    )
+    restore_path: str | None = Field(
+        None,
+        description="Begin, at step 0, with the weights in this file: a checkpoint or a state "
+        "dict.",
+    )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="Number format of parameters, inputs and gradients."
     )
@@ -43,20 +88,28 @@ class ModelConfig(Config):
         """Whether the model is a function of the user's, not a registered one."""
         return ":" in self.model
 
+    @property
+    def entry(self) -> ModelEntry:
+        """The registered model; raises :class:`UserError` for an unknown or a user's one."""
+        return find_model(self.model_class, self.model)
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _fill_in_the_models_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        name = values.get("model", cls.model_fields["model"].default)
-        known = isinstance(name, str) and name in MODELS
-        return with_defaults(values, MODELS[name].options) if known else values
+        name, where = (
+            values.get(key) or cls.model_fields[key].default for key in ("model", "model_class")
+        )
+        known = isinstance(name, str) and isinstance(where, str) and name in MODELS.get(where, ())
+        return with_defaults(values, MODELS[where][name].options) if known else values
 
     @pydantic.model_validator(mode="after")
     def _check_options(self) -> Self:
-        if not self.is_user_model:
-            MODELS[self.model]  # raises if unknown
-        refuse_unread(self, "model", {entry.name: entry.options for entry in MODELS})
-        if self.is_user_model and not self.bias:
-            raise ValueError(f"--no-bias: not read by --model {self.model}; leave it out")
+        reads = _USERS if self.is_user_model else _GENERAL | set(self.entry.options)
+        if not self.is_user_model and self.entry.pretrained:
+            reads |= {"pretrained"}
+        refuse_unread(self, ModelConfig.model_fields, reads, f"--model {self.model}")
         if self.nonlinearity is not None:
             NONLINEARITIES[self.nonlinearity]  # raises if unknown
+        if self.pretrained and self.restore_path:
+            raise ValueError("--pretrained and --restore-path are two origins of weights; give one")
         return self

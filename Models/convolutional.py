@@ -1,15 +1,15 @@
 """Convolutional networks without pooling: conv, conv-bn."""
 
 from collections import OrderedDict
-from functools import partial
 
 from torch import nn
 
 from Models.registry import NONLINEARITIES
+from Models.shapes import image_shape
 
 
 def convolutional(
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     *,
     depth: int,
@@ -28,10 +28,13 @@ def convolutional(
         nonlinearity: a name in :data:`NONLINEARITIES`.
         bias: whether the convolutions and the classifier have one.
         batch_norm: whether batch normalisation precedes each nonlinearity.
+
+    Raises:
+        UserError: the examples are no images.
     """
     activation = NONLINEARITIES[nonlinearity].load()
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels, height, image_width = input_shape
+    channels, height, image_width = image_shape("conv", input_shape)
     for layer in range(1, depth):
         layers[f"conv{layer}"] = nn.Conv2d(channels, width, 3, padding=1, bias=bias)
         if batch_norm:
@@ -41,7 +44,3 @@ def convolutional(
     layers["flatten"] = nn.Flatten()
     layers["classifier"] = nn.Linear(channels * height * image_width, num_classes, bias=bias)
     return nn.Sequential(layers)
-
-
-convolutional_bn = partial(convolutional, batch_norm=True)
-"""With batch normalisation before each nonlinearity."""

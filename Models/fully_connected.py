@@ -1,7 +1,6 @@
 """Fully connected networks: logistic, fc, fc-bn."""
 
 from collections import OrderedDict
-from functools import partial
 from math import prod
 
 from torch import nn
@@ -53,7 +52,3 @@ def fully_connected(
         features = width
     layers["classifier"] = nn.Linear(features, num_classes, bias=bias)
     return nn.Sequential(layers)
-
-
-fully_connected_bn = partial(fully_connected, batch_norm=True)
-"""With batch normalisation before each nonlinearity."""

@@ -11,6 +11,8 @@ from Training.registry import LOSSES, OPTIMIZERS
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
 from Utils.devices import DeviceName
 
+_OPTIONS = tuple(dict.fromkeys(o for entry in OPTIMIZERS for o in entry.options))
+
 _TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
 
 
@@ -97,9 +99,9 @@ class TrainConfig(ModelConfig, RunConfig):
 
     @pydantic.model_validator(mode="after")
     def _check_optimizer(self) -> Self:
-        chosen = OPTIMIZERS[self.optimizer].name  # raises if unknown
-        refuse_unread(self, "optimizer", {entry.name: entry.options for entry in OPTIMIZERS})
-        if chosen == "momentum" and not self.momentum:
+        chosen = OPTIMIZERS[self.optimizer]  # raises if unknown
+        refuse_unread(self, _OPTIONS, chosen.options, f"--optimizer {self.optimizer}")
+        if chosen.name == "momentum" and not self.momentum:
             raise ValueError(
                 "--optimizer momentum needs a --momentum above 0, as in --momentum 0.9"
             )

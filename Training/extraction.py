@@ -186,7 +186,7 @@ def _model(run: RunFolder, hyperparameters: dict[str, Any]) -> nn.Module:
         known = {key: hyperparameters[key] for key in ModelConfig.model_fields}
         task = hyperparameters["task"]
         config = validate(ModelConfig, known, str(run.hyperparameters))
-        return build_model(config, tuple(task["input_shape"]), task["num_classes"])
+        return build_model(config, tuple(task["input_shape"]), task["num_classes"], weights=False)
     except KeyError as error:
         raise UserError(f"{run.hyperparameters} lacks {error}; use --probe none") from error
     except UserError as error:

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
 import yaml
@@ -62,10 +62,13 @@ def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
 
 
 def _as_text(annotation: Any) -> list[PrimitiveConstructorSpec[Any]]:
-    """Have tyro hand numbers and names over as they were typed: pydantic checks them better."""
+    """Have tyro hand values and optional choices over as typed: pydantic checks them better."""
     kinds: list[Any] = [kind for kind in get_args(annotation) if kind is not NoneType]
     names: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR"}
-    metavar = names.get(kinds[0] if len(kinds) == 1 else annotation)
+    kind = kinds[0] if len(kinds) == 1 else annotation
+    metavar = names.get(kind)
+    if get_origin(kind) is Literal and NoneType in get_args(annotation):  # no choice "None"
+        metavar = f"{{{','.join(get_args(kind))}}}"
     if metavar is None:
         return []
     return [

@@ -5,7 +5,7 @@ files and of ``hyperparameters.json``. Each stage's model lives beside the code 
 configures; :mod:`Utils.cli` makes the command line from it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -72,24 +72,30 @@ def with_defaults(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict
     return {**options, **{name: value for name, value in values.items() if value is not None}}
 
 
-def refuse_unread(config: Config, flag: str, readers: Mapping[str, Collection[str]]) -> None:
-    """Refuse options that would do nothing; false ones and zeros ask for nothing.
+def refuse_unread(
+    config: Config, options: Iterable[str], reads: Container[str], reader: str
+) -> None:
+    """Refuse options that would do nothing; an unset one's zero asks for nothing.
 
     Args:
         config: validated field by field.
-        flag: the field that chooses a registry's entry.
-        readers: the entries by name, with the fields that each reads.
+        options: the fields that are looked at.
+        reads: those that are read.
+        reader: by what, as the user typed it: ``--optimizer adam``.
 
     Raises:
-        ValueError: naming the flags that were given and not read, and who reads them.
+        ValueError: naming the flags that were given and are not read.
     """
-    chosen, options = getattr(config, flag), dict.fromkeys(o for r in readers.values() for o in r)
-    refused = [o for o in options if getattr(config, o) and o not in readers.get(chosen, ())]
+    fields = type(config).model_fields
+    refused = [
+        f"--{'no-' if fields[name].default is True else ''}{name.replace('_', '-')}"
+        for name in options
+        if name not in reads
+        and (value := getattr(config, name)) != fields[name].default
+        and (value or fields[name].default)
+    ]
     if refused:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in refused)
-        able = ", ".join(name for name, reads in readers.items() if {*refused} <= {*reads})
-        hint = f" (but by {able})" if able else ""
-        raise ValueError(f"{flags}: not read by --{flag} {chosen}{hint}; leave it out")
+        raise ValueError(f"{', '.join(refused)}: not read by {reader}; leave it out")
 
 
 C = TypeVar("C", bound=Config)

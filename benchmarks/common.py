@@ -1,4 +1,4 @@
-"""What the benchmarks share: the large model, interleaved timing, tables."""
+"""What the benchmarks share: interleaved timing, tables."""
 
 import platform
 import statistics
@@ -7,27 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 Row = dict[str, str | float]
-
-
-def vgg16_bn(input_shape: tuple[int, ...] = (3, 64, 64), num_classes: int = 200) -> nn.Module:
-    """VGG-16 with batch normalisation for 64×64 images: 18.1 million parameters for 200 classes."""
-    widths = [64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0]
-    layers: list[nn.Module] = []
-    channels = input_shape[0]
-    for width in widths:
-        if width == 0:
-            layers.append(nn.MaxPool2d(2))
-            continue
-        convolution = nn.Conv2d(channels, width, 3, padding=1)
-        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
-        channels = width
-    features = channels * (input_shape[1] // 32) * (input_shape[2] // 32)
-    layers += [nn.Flatten(), nn.Linear(features, features // 2), nn.ReLU(), nn.Dropout(0.5)]
-    layers += [nn.Linear(features // 2, features // 2), nn.ReLU(), nn.Dropout(0.5)]
-    return nn.Sequential(*layers, nn.Linear(features // 2, num_classes))
 
 
 def interleaved(

@@ -11,14 +11,14 @@ bytes.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.common import Row, interleaved, print_table, ratio, vgg16_bn
+from benchmarks.common import Row, interleaved, print_table, ratio
 from Models import ModelConfig, build_model
 from Models.symmetry import find_laws
 from Training.conservation import ConservationObserver
@@ -32,11 +32,11 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "nesterov": {"lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True},
 }
 
-MODELS: dict[str, tuple[str, tuple[int, ...], int]] = {
-    "conv, 3x32x32": ("conv", (3, 32, 32), 10),
-    "conv, 1x28x28": ("conv", (1, 28, 28), 10),
-    "conv, 1x8x8": ("conv", (1, 8, 8), 10),
-    "vgg16-bn, 3x64x64": ("vgg16-bn", (3, 64, 64), 200),
+MODELS: dict[str, tuple[str, str, tuple[int, ...], int]] = {
+    "conv, 3x32x32": ("conv", "default", (3, 32, 32), 10),
+    "conv, 1x28x28": ("conv", "default", (1, 28, 28), 10),
+    "conv, 1x8x8": ("conv", "default", (1, 8, 8), 10),
+    "vgg16-bn, 3x64x64": ("vgg16-bn", "tinyimagenet", (3, 64, 64), 200),
 }
 
 
@@ -50,6 +50,7 @@ class Loop:
     def __init__(
         self,
         name: str,
+        model_class: str,
         shape: tuple[int, ...],
         classes: int,
         options: dict[str, Any],
@@ -57,8 +58,8 @@ class Loop:
         batch_size: int,
     ):
         torch.manual_seed(0)
-        build = vgg16_bn if name == "vgg16-bn" else _registered(name)
-        self._model = build(shape, classes)
+        flags = {"model": name, "model_class": model_class}
+        self._model = build_model(validate(ModelConfig, flags, "benchmark"), shape, classes)
         self._optimizer = torch.optim.SGD(self._model.parameters(), **options)
         self._batch = torch.randn(batch_size, *shape), torch.randint(classes, (batch_size,))
         self._step = 0
@@ -97,12 +98,6 @@ class Loop:
     def numbers(self) -> int:
         """How many parameters the model has."""
         return sum(p.numel() for p in self._model.parameters())
-
-
-def _registered(name: str) -> Callable[[tuple[int, ...], int], nn.Module]:
-    return lambda shape, classes: build_model(
-        validate(ModelConfig, {"model": name}, "benchmark"), shape, classes
-    )
 
 
 def measure(

@@ -36,14 +36,17 @@ from Utils.config import C, validate
 from Utils.rundir import RunFolder
 from Utils.storage import datasets, write_hdf5
 
-MODELS = {"conv": ("conv", "cifar10"), "vgg16-bn": ("benchmarks.common:vgg16_bn", "cifar10")}
+MODELS = {"conv": ("default", "cifar10"), "vgg16-bn": ("tinyimagenet", "cifar10")}
+"""By the model's name, its class and its data."""
+
 _LAWS = "scale,rescale,translation"
 
 
-def make_run(run: RunFolder, model: str, data: str, checkpoints: int) -> None:
+def make_run(run: RunFolder, model: str, model_class: str, data: str, checkpoints: int) -> None:
     """A run as train.py leaves it, trained for one step per checkpoint on random images."""
     entry = DATASETS[data]
-    flags = {"model": model, "dataset": data, "optimizer": "momentum", "momentum": 0.9}
+    flags = {"model": model, "model_class": model_class, "dataset": data}
+    flags |= {"optimizer": "momentum", "momentum": "0.9"}
     config = validate(TrainConfig, flags, "benchmark")
     module = build_model(config, entry.input_shape, entry.num_classes)
     laws = find_laws(module, torch.zeros(2, *entry.input_shape), "ce")
@@ -103,7 +106,7 @@ def measure(
     for name in models:
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(Path(folder) / "e" / "x")
-            make_run(run, *MODELS[name], checkpoints)
+            make_run(run, name, *MODELS[name], checkpoints)
             seconds = interleaved(
                 {
                     "copy": partial(_copy, run, Path(folder)),

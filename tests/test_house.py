@@ -37,7 +37,7 @@ STAGES = frozenset({"train", "extract", "cache", "plot"})
 HOUSE = ROOMS | STAGES | {"scripts", "benchmarks", "notebooks", "tests"}
 
 REGISTRIES: list[tuple[str, Registry[Any]]] = [
-    ("Models", MODELS),
+    *(("Models", registry) for registry in MODELS.values()),
     ("Models", NONLINEARITIES),
     ("Data", DATASETS),
     ("Training", OPTIMIZERS),
@@ -161,8 +161,22 @@ def headings(page: Path) -> list[str]:
     return re.findall(r"^#+ +(.+?) *$", page.read_text(), re.MULTILINE)
 
 
-def test_every_model_has_its_section() -> None:
-    assert set(MODELS.names) <= set(headings(ROOT / "docs" / "models.md"))
+def test_the_commands_that_train_the_models_are_right() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    commands = re.findall(r"^ +python train\.py ([^…\n]+)$", page, re.MULTILINE)
+    configs = [parse(TrainConfig, shlex.split(flags)) for flags in commands]
+    assert {config.model_class for config in configs} == set(MODELS)
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_every_model_has_its_section(model_class: str) -> None:
+    """A heading of the third level names the models of one family, below that of their class."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    chapters = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
+    chapter = chapters[chapters.index(f"--model-class {model_class}") + 1]
+    named = re.findall(r"^### (.+)$", chapter, re.MULTILINE)
+    names = sorted(name for heading in named for name in heading.split(", "))
+    assert names == sorted(MODELS[model_class].names)
 
 
 def test_every_dataset_has_its_section_or_row() -> None:

@@ -8,11 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from Models import MODELS, NONLINEARITIES, ModelConfig, build_model
+from Models import MODELS, NONLINEARITIES, ModelConfig, ModelEntry, build_model
 from Utils.config import validate
 from Utils.errors import UserError
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+DEFAULT = MODELS["default"]
+EVERY = [
+    pytest.param(name, entry, id=f"{name}/{entry.name}")
+    for name in MODELS
+    for entry in MODELS[name]
+]
+
+
+def shape_for(name: str) -> tuple[int, ...]:
+    """Inputs that a model of the default class reads."""
+    return (12, 7) if name == "transformer" else MNIST
 
 
 def configure(**options: Any) -> ModelConfig:
@@ -44,16 +55,21 @@ def test_sizes_are_those_of_neural_mechanics(
     assert count(build(shape, model=name)) == parameters
 
 
-@pytest.mark.parametrize("name", MODELS.names)
+@pytest.mark.parametrize("name", DEFAULT.names)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_model_maps_a_batch_to_logits_and_can_be_trained(name: str, dtype: str) -> None:
-    model = build(model=name, dtype=dtype)
-    inputs = torch.randn(4, *MNIST, dtype=getattr(torch, dtype))
+    model = build(shape_for(name), model=name, dtype=dtype)
+    inputs = torch.randn(4, *shape_for(name), dtype=getattr(torch, dtype))
     logits = model(inputs)
     assert logits.shape == (4, 10)
     assert logits.dtype == inputs.dtype
     logits.square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_convolutions_read_images() -> None:
+    with pytest.raises(UserError, match=r"conv reads images .* not inputs of shape 20; choose"):
+        build((20,), model="conv-bn")
 
 
 def test_layers_are_named_for_figures() -> None:
@@ -63,17 +79,58 @@ def test_layers_are_named_for_figures() -> None:
     assert [n for n in names if "." not in n] == ["conv1", "bn1", "conv2", "bn2", "classifier"]
 
 
-@pytest.mark.parametrize("name", MODELS.names)
+OPTIONS: dict[str, Any] = {
+    "depth": 4,
+    "width": 8,
+    "nonlinearity": "tanh",
+    "bias": False,
+    "heads": 2,
+    "kv_heads": 2,
+    "positions": "rope",
+    "qk_norm": True,
+    "norm": "rmsnorm",
+    "mlp": "swiglu",
+    "patch_size": 7,
+    "pretrained": True,
+}
+
+
+@pytest.mark.parametrize(("model_class", "entry"), EVERY)
+def test_options_are_read_or_refused(model_class: str, entry: ModelEntry) -> None:
+    reads = {*entry.options, *(["pretrained"] if entry.pretrained else [])}
+    assert reads <= OPTIONS.keys()
+    for option, value in OPTIONS.items():
+        flags = {"model": entry.name, "model_class": model_class, option: value}
+        if option in reads:
+            assert getattr(configure(**flags), option) == value
+            continue
+        flag = "--no-bias" if option == "bias" else f"--{option.replace('_', '-')}"
+        with pytest.raises(UserError, match=f"^{flag}: not read by --model {entry.name}; leave"):
+            configure(**flags)
+
+
+@pytest.mark.parametrize("name", DEFAULT.names)
 def test_options_change_the_model(name: str) -> None:
-    without_bias = build(model=name, bias=False).state_dict()
-    assert [n for n in without_bias if n.endswith("bias") and not n.startswith("bn")] == []
-    options: dict[str, Any] = {"depth": 2, "width": 8, "nonlinearity": "tanh"}
-    for option, value in options.items():
-        if option in MODELS[name].options:
-            assert str(build(model=name)) != str(build(model=name, **{option: value}))
-        else:
-            with pytest.raises(UserError, match=f"--{option}: not read by --model {name}"):
-                configure(model=name, **{option: value})
+    shape = shape_for(name)
+    for option in DEFAULT[name].options:
+        if option != "heads":  # they share out the same weights
+            changed = build(shape, model=name, **{option: OPTIONS[option]})
+            assert str(build(shape, model=name)) != str(changed)
+    without_bias = build(shape, model=name, bias=False)
+    for module in without_bias.modules():
+        assert not isinstance(module, (nn.Linear, nn.Conv2d)) or module.bias is None
+
+
+@pytest.mark.parametrize(("model_class", "entry"), EVERY)
+def test_every_model_runs_forwards_and_backwards(model_class: str, entry: ModelEntry) -> None:
+    """Shapes only: a device without numbers makes large networks cheap."""
+    shape = shape_for(entry.name) if model_class == "default" else (3, 64, 64)
+    with torch.device("meta"):
+        model = build(shape, model=entry.name, model_class=model_class)
+        logits = model(torch.randn(2, *shape))
+        assert logits.shape == (2, 10)
+        logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_the_models_defaults_are_part_of_the_configuration() -> None:
@@ -107,8 +164,26 @@ def test_degrees_of_homogeneity_are_true(name: str) -> None:
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match="unknown model 'cnov'; did you mean 'conv'"):
         configure(model="cnov")
+    message = "unknown model of --model-class imagenet 'resnt18'; did you mean 'resnet18'"
+    with pytest.raises(UserError, match=message):
+        configure(model="resnt18", model_class="imagenet")
     with pytest.raises(UserError, match="unknown nonlinearity 'rleu'; did you mean 'relu'"):
         configure(model="fc", nonlinearity="rleu")
+
+
+def test_the_class_of_a_model_must_be_given() -> None:
+    message = "--model vgg16 is not of --model-class default; use --model-class tinyimagenet or i"
+    with pytest.raises(UserError, match=message):
+        configure(model="vgg16")
+    with pytest.raises(
+        UserError, match=r"resnet18-nobn is not of .* imagenet; use .* tinyimagenet$"
+    ):
+        configure(model="resnet18-nobn", model_class="imagenet")
+    with pytest.raises(UserError, match="--model-class huge: input should be 'default', 'tinyim"):
+        configure(model="vgg16", model_class="huge")
+    with pytest.raises(UserError, match=r"--model-class: not read by --model a\.py:f"):
+        configure(model="a.py:f", model_class="imagenet")
+    assert configure(model="vgg16", model_class="imagenet").bias
 
 
 def test_importing_the_room_does_not_import_torch() -> None:

@@ -20,7 +20,7 @@ def configure(**values: Any) -> TrainConfig:
     [
         (
             "--momentum 0.9",
-            r"--momentum: not read by --optimizer sgd \(but by momentum, rms, muon\); leave it out",
+            "--momentum: not read by --optimizer sgd; leave it out",
         ),
         ("--nesterov", "--nesterov: not read by --optimizer sgd"),
         ("--optimizer momentum", "needs a --momentum above 0"),
