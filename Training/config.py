@@ -63,6 +63,9 @@ class TrainConfig(ModelConfig, RunConfig):
     )
     probe_size: int = Field(64, ge=1, description="Examples in the run's fixed probe batch.")
     device: DeviceName = Field("auto", description="auto takes a GPU where there is one.")
+    balance: bool = Field(
+        True, description="Also look for matrix laws, whose number grows as the square of a width."
+    )
     list_laws: bool = Field(
         False, description="Print the conservation laws of the model, train nothing."
     )

@@ -82,8 +82,8 @@ def _train(
 
 
 def _laws(config: TrainConfig, model: nn.Module) -> Laws:
-    shape = DATASETS[config.dataset].input_shape
-    return find_laws(model, torch.zeros(2, *shape, dtype=getattr(torch, config.dtype)), config.loss)
+    shape, dtype = DATASETS[config.dataset].input_shape, getattr(torch, config.dtype)
+    return find_laws(model, torch.zeros(2, *shape, dtype=dtype), config.loss, config.balance)
 
 
 def _write_descriptions(

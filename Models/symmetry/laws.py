@@ -278,7 +278,7 @@ class Laws:
     @classmethod
     def load(cls, path: Path) -> "Laws":
         """Read laws written by :meth:`save`; raises ``UserError`` if the file is damaged."""
-        with open_hdf5(path, "run train.py for this run again") as file:
+        with open_hdf5(path, "delete it and run train.py for this run again") as file:
             families = json.loads(file["families"].asstr()[()])
             lawless = json.loads(file["lawless"].asstr()[()])
             return cls(
