@@ -8,10 +8,11 @@ Shape letters: K laws, M reductions, R rows of a projection.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +64,36 @@ class Reduction:
         flat = x.movedim(self.axis, 0).flatten(1)
         return ((basis.abs() if absolute else basis) @ flat).reshape(-1)
 
+    def outputs(self, shape: Sequence[int]) -> int:
+        """How many numbers a tensor of the parameter's shape is reduced to."""
+        if self.kind == "element":
+            return prod(shape)
+        if self.kind == "row":
+            return shape[0]
+        if self.kind == "column":
+            return self.groups * shape[1]
+        return len(self.basis) * (prod(shape) // shape[self.axis])
+
+    def transpose(self, y: Tensor, shape: Sequence[int]) -> Tensor:
+        """The adjoint, ⟨Rx, y⟩ = ⟨x, Rᵀy⟩: [outputs] -> the parameter's shape.
+
+        Args:
+            y: a number for each output.
+            shape: of the parameter.
+        """
+        if self.kind == "element":
+            return y.reshape(*shape)
+        if self.kind == "row":
+            return y.view(-1, *[1] * (len(shape) - 1)).expand(*shape)
+        if self.kind == "column":
+            per_group = y.view(self.groups, 1, shape[1], 1)
+            height, width = shape[0] // self.groups, prod(shape[2:])
+            return per_group.expand(-1, height, -1, width).reshape(*shape)
+        basis = _basis(self.basis, y.dtype, y.device)
+        flat = basis.T @ y.view(len(self.basis), -1)
+        others = [size for axis, size in enumerate(shape) if axis != self.axis]
+        return flat.view(shape[self.axis], *others).movedim(0, self.axis)
+
 
 @lru_cache
 def _basis(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -112,6 +143,29 @@ class Charges:
         matrix = abs(self.matrix) if absolute else self.matrix
         values: NDArray[np.float64] = matrix @ self.reduce(x, absolute)
         return values
+
+    def transpose(
+        self, y: NDArray[np.float64], shapes: Mapping[str, Sequence[int]]
+    ) -> dict[str, Tensor]:
+        """The adjoint of :meth:`evaluate`: Σ_k y_k × the coefficients of charge k.
+
+        Args:
+            y: [K], a number for each charge.
+            shapes: of all parameters, by name.
+
+        Returns:
+            float64 tensors of the shapes of the parameters that are involved.
+        """
+        weights, start = torch.from_numpy(self.matrix.T @ y), 0
+        combined: dict[str, Tensor] = {}
+        for reduction in self.reductions:
+            name, shape = reduction.parameter, shapes[reduction.parameter]
+            stop = start + reduction.outputs(shape)
+            if weights[start:stop].any():
+                part = reduction.transpose(weights[start:stop], shape)
+                combined[name] = combined[name] + part if name in combined else part
+            start = stop
+        return combined
 
 
 @dataclass(frozen=True)
