@@ -79,6 +79,7 @@ class Certificate(Curves):
                 f"logits/{name}": np.array(found.logits),
                 f"loss/{name}": np.array(found.loss),
                 f"rounding/{name}": np.array(self._epsilon),
+                f"tolerance/{name}": np.array(LEAK_TOLERANCE),
             }
         return curves
 

@@ -21,7 +21,7 @@ from Metrics.spectrum import (
 from Metrics.stability import Stability, stability
 from Training.optimizers import build_optimizer, lr_factor
 
-HESSIAN, GAUSS_NEWTON, PRECONDITIONED = "hessian", "gauss-newton", "preconditioned hessian"
+HESSIAN, GAUSS_NEWTON, PRECONDITIONED = "Hessian", "Gauss-Newton", "preconditioned Hessian"
 """The matrices, which are the "layers" of the cache."""
 
 

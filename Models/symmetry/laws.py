@@ -82,13 +82,13 @@ class Reduction:
             shape: of the parameter.
         """
         if self.kind == "element":
-            return y.reshape(*shape)
+            return y.reshape(tuple(shape))
         if self.kind == "row":
-            return y.view(-1, *[1] * (len(shape) - 1)).expand(*shape)
+            return y.view(-1, *[1] * (len(shape) - 1)).expand(tuple(shape))
         if self.kind == "column":
             per_group = y.view(self.groups, 1, shape[1], 1)
             height, width = shape[0] // self.groups, prod(shape[2:])
-            return per_group.expand(-1, height, -1, width).reshape(*shape)
+            return per_group.expand(-1, height, -1, width).reshape(tuple(shape))
         basis = _basis(self.basis, y.dtype, y.device)
         flat = basis.T @ y.view(len(self.basis), -1)
         others = [size for axis, size in enumerate(shape) if axis != self.axis]
