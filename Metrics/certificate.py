@@ -4,7 +4,7 @@ Shape letters: N examples, C classes, K laws.
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,19 +69,23 @@ class Certificate(Curves):
 
     def rows(self, features: StepFeatures) -> Arrays:
         """Per unit: the moved charge, its stated value and size, the leak; per layer: the rest."""
-        curves: dict[str, Floats] = {}
-        for name, found in self._found(features).items():
-            curves |= {
-                f"empirical/{name}": found.charges,
-                f"exact/{name}": found.stated,
-                f"size/{name}": found.sizes,
-                f"leak/{name}": found.leak,
-                f"logits/{name}": np.array(found.logits),
-                f"loss/{name}": np.array(found.loss),
-                f"rounding/{name}": np.array(self._epsilon),
-                f"tolerance/{name}": np.array(LEAK_TOLERANCE),
-            }
-        return curves
+        epsilon, tolerance = np.array(self._epsilon), np.array(LEAK_TOLERANCE)
+        curves: dict[str, Callable[[Findings], Floats]] = {
+            "empirical": lambda found: found.charges,
+            "exact": lambda found: found.stated,
+            "size": lambda found: found.sizes,
+            "leak": lambda found: found.leak,
+            "logits": lambda found: np.array(found.logits),
+            "loss": lambda found: np.array(found.loss),
+            "rounding": lambda found: epsilon,
+            "tolerance": lambda found: tolerance,
+        }
+        findings = self._found(features)
+        return {
+            f"{curve}/{name}": value(found)
+            for curve, value in curves.items()
+            for name, found in findings.items()
+        }
 
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """Which units are certified at this checkpoint."""

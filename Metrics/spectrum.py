@@ -108,7 +108,7 @@ def _operator(
         ]
         with _differentiable():
             moved = torch.cat([part.reshape(-1) for part in product(parts)])
-        result: Floats = moved.double().cpu().numpy()
+        result: Floats = moved.detach().double().cpu().numpy()
         return result
 
     return LinearOperator((sum(sizes), sum(sizes)), matvec=on_vectors, dtype=np.float64)
@@ -159,6 +159,9 @@ def largest_eigenvalues(
     matrix: LinearOperator, count: int, precision: float, seed: int
 ) -> Spectrum:
     """The algebraically largest eigenvalues of a symmetric matrix, by restarted Lanczos.
+
+    An eigenvalue that occurs several times may be found fewer times, as every Krylov method
+    sees one direction of its space.
 
     Args:
         matrix: [P, P].

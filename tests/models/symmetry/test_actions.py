@@ -169,7 +169,9 @@ def test_moved_parameters_have_the_number_format_of_the_old_ones() -> None:
 
 def wrong(kind: str, reduction: Reduction, matrix: NDArray[np.float64]) -> Laws:
     """One family of laws that no network has."""
-    charges, none = Charges((reduction,), sparse.csr_matrix(matrix)), Charges((), sparse.eye(0))
+    charges, none = Charges((reduction,), sparse.csr_matrix(matrix)), Charges(
+        (), sparse.csr_matrix((0, 0))
+    )
     family = Family(kind, "wrong", 0, len(matrix), (reduction.parameter,))  # type: ignore[arg-type]
     pair = (none, charges) if kind == "translation" else (charges, none)
     return Laws(*pair, (family,), ())
