@@ -52,7 +52,9 @@ class Findings:
     @property
     def astray(self) -> Floats:
         """[units] how far charges are from where they should be, relative to their size."""
-        return np.abs(self.charges - self.stated) / np.where(self.sizes > 0, self.sizes, 1.0)
+        with np.errstate(invalid="ignore"):  # ∞ − ∞ of a network that has diverged
+            apart = np.abs(self.charges - self.stated)
+            return apart / np.where(self.sizes > 0, self.sizes, 1.0)
 
 
 class Certificate(Curves):

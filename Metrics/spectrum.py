@@ -177,6 +177,10 @@ def largest_eigenvalues(
     if count >= size:
         raise UserError(f"--eigenvalues {count}: the network has {size} parameters; ask for fewer")
     start = np.random.default_rng(seed).standard_normal(size)
+    first = matrix @ start
+    if not first.any() or not np.isfinite(first).all():  # ARPACK knows neither
+        same = np.full(count, 0.0 if np.isfinite(first).all() else np.nan)
+        return Spectrum(same, same)
     try:
         values, vectors = eigsh(
             matrix, count, which="LA", v0=start, tol=precision**0.5, maxiter=_RESTARTS

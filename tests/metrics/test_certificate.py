@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 
 from Metrics.figures import draw
+from Metrics.summary import deviation_table
 from Models.symmetry import Charges, Family, Laws, Reduction
 from tests.runs import Runs, cache_run, extract_run, train_run
 from Utils.rundir import RunFolder
@@ -121,6 +122,9 @@ def test_a_law_that_does_not_hold_is_refused(
     assert open_ == [0] * len(matrix)
     assert f"in {len(matrix)} of {len(matrix)} laws" in reason
     assert largest(run, "logits") > 0.02
+    said = deviation_table([run.cache("certificate")]).splitlines()
+    assert said[0].startswith(f"certified: x 0 of {len(matrix)} laws; logits moved by up to ")
+    assert said[1:] == [f"not certified: x {kind} wrong: {reason}"]
     assert largest(run, "charge") < 1e-5  # the charge moves as stated all the same
     figure = draw(run.cache("certificate"))
     assert any("logits move by" in text.get_text() for text in figure.axes[0].texts)
@@ -172,9 +176,23 @@ def test_the_figure(own: Runs) -> None:
     assert some == ["rescale bn1 | conv2"]
 
 
+def test_a_diverged_network_is_not_certified(own: Runs) -> None:
+    run = own("--model fc --width 4 --depth 3")
+    with h5py.File(run.features(12), "a") as file:
+        file["params/fc1.weight"][:] = np.inf
+    cache_run(run, "--metrics sharpness,certificate --examples 32")
+    assert not any(any(open_) for open_, _ in gates(run).values())
+    with h5py.File(run.cache("sharpness")) as file:
+        assert np.isnan(file["empirical/Hessian"][-1]).all()
+        assert np.isfinite(file["empirical/Hessian"][:-1]).all()
+    for metric in ("sharpness", "certificate"):
+        draw(run.cache(metric))
+
+
 def test_a_run_without_laws_has_an_empty_certificate(own: Runs) -> None:
     run = own("--model logistic --loss mse")
     cache_run(run, CERTIFY)
     with h5py.File(run.cache("certificate")) as file:
         assert file["steps"][()].tolist() == [0, 6, 12]
         assert "gate" not in file
+    assert deviation_table([run.cache("certificate")]) == ""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from Data import load_dataset
+from Data.batches import random_batch
 from Metrics.figures import draw
 from tests.runs import Runs, cache_run, extract_run, train_run
 from Utils.errors import UserError
@@ -174,6 +175,18 @@ def test_the_order_of_the_steps_does_not_matter(own: Runs) -> None:
 
 
 # ---------------------------------------------------------------- the network at a checkpoint
+
+
+def test_examples_are_of_the_training_set_and_always_the_same() -> None:
+    train = load_dataset("digits").train
+    few, many = (random_batch(train, size, 1, "examples") for size in (20, 5000))
+    assert len(few[1]) == 20
+    assert sorted(many[1].tolist()) == sorted(train.targets.tolist())
+    assert all(torch.equal(a, b[:20]) for a, b in zip(few, many, strict=True))
+    raw = few[0] * 0.3762 + 0.3058
+    distance = torch.cdist(16 * raw.flatten(1), train.inputs.flatten(1).float())
+    assert distance.min(1).values.max() < 1e-2
+    assert torch.equal(train.targets[distance.argmin(1)], few[1])
 
 
 def test_the_network_is_not_built_for_metrics_that_do_not_need_it(

@@ -180,6 +180,14 @@ def test_what_is_not_found_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.isnan(found.errors[1:]).all()
 
 
+@pytest.mark.parametrize("entry", [0.0, np.nan, np.inf])
+def test_matrices_of_dead_and_diverged_networks(entry: float) -> None:
+    matrix = LinearOperator((40, 40), matvec=lambda v: np.full(40, entry), dtype=np.float64)
+    found = largest_eigenvalues(matrix, 3, 1e-7, 0)
+    expected = np.full(3, 0.0 if entry == 0 else np.nan)
+    np.testing.assert_array_equal(found, (expected, expected))
+
+
 def test_more_eigenvalues_than_parameters() -> None:
     with pytest.raises(UserError, match=r"--eigenvalues 4: the network has 4 parameters"):
         largest_eigenvalues(LinearOperator((4, 4), matvec=lambda v: v, dtype=float), 4, 1e-7, 0)
