@@ -24,37 +24,37 @@ _LABELS = ("logits", "loss", "first-order leak", "charge less its formula")
 
 
 def draw_certificate(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
-    """A panel for each family of laws: four deviations from zero, the worst of its units."""
+    """A panel for each family of laws: four deviations from zero, the worst of its units.
+
+    What is below the floor of the panels lies on it.
+    """
     deviations = [_deviations(layer) for layer in layers]
     rounding = float(np.nanmax(layers[0].beside["rounding"]))
     gate = float(np.nanmax(layers[0].beside["tolerance"]))
     floor = rounding / 30
     highest = max(float(np.nanmax(d, initial=gate)) for d in deviations)
+    x = x_values(cache.at, options)
     notes = any(layer.note for layer in layers)
     figure, cells = grid(len(layers), False, header_height(len(layers), options), notes)
     for cell, layer, curves in zip(cells, layers, deviations, strict=True):
         cell.main.axhline(rounding, **style.ROUNDING)
         cell.main.axhline(gate, **style.EXACT)
         style.log_ticks(cell.main, floor / 1.5, 5 * highest)
-        _draw_family(cell, layer, np.maximum(curves, floor), cache, options)
+        panel = _draw_family(cell, layer, np.maximum(curves, floor), x)
+        label_axes(cell, panel, cache.ylabel, options)
+        add_title(cell, panel, notes, options)
+        add_note(cell, "not certified" if layer.note else "", options)
     add_header(figure, cache.title, _legend(rounding), options)
     return figure
 
 
-def _draw_family(
-    cell: Cell, layer: Layer, deviations: Array, cache: Cache, options: Options
-) -> None:
-    """Draw the [4, T] deviations of a family; what is below the floor lies on it."""
-    x = x_values(cache.at, options)
+def _draw_family(cell: Cell, layer: Layer, deviations: Array, x: Array) -> Panel:
+    """Draw the [4, T] deviations of a family at the [T] positions x."""
     for values, colour in zip(deviations, style.colours(len(_LABELS)), strict=True):
         cell.main.plot(x, values, color=colour, **style.THIN)
     curves = [Curve(x, values) for values in deviations]
     count = f"{layer.units} law{'s' * (layer.units > 1)}"
-    panel = Panel.without_theory(layer.name, count, curves)
-    label_axes(cell, panel, cache.ylabel, options)
-    add_title(cell, panel, bool(layer.note), options)
-    if layer.note:
-        add_note(cell, layer.note, options)
+    return Panel.without_theory(layer.name, count, curves)
 
 
 def _deviations(layer: Layer) -> Array:

@@ -20,7 +20,7 @@ from Metrics.figures._frame import (
 )
 from Metrics.figures._layout import Cell, grid
 from Metrics.figures._options import NothingToDraw, Options
-from Metrics.figures._panels import Curve, Panel, spread, x_values
+from Metrics.figures._panels import Curve, Indices, Panel, spread, x_values
 
 _MARGIN = 1.3  # of the logarithmic axis
 
@@ -32,18 +32,21 @@ def draw_stability(cache: Cache, layers: Sequence[Layer], options: Options) -> F
         raise NothingToDraw(f"{cache.metric}: not drawn, no eigenvalue was found")
     notes = any(layer.note for layer in shown)
     figure, cells = grid(len(shown), False, header_height(len(shown), options), notes)
+    x = x_values(cache.at, options)
     ranks = spread(max(layer.units for layer in shown), options.max_units)
     colours = style.colours(len(ranks))
     for cell, layer in zip(cells, shown, strict=True):
-        _draw_matrix(cell, layer, cache, list(zip(ranks, colours, strict=True)), options)
-    add_header(figure, cache.title, _legend(colours, shown), options)
+        panel = _draw_matrix(cell, layer, list(zip(ranks, colours, strict=True)), x)
+        label_axes(cell, panel, cache.ylabel, options)
+        add_title(cell, panel, notes, options)
+        add_note(cell, layer.note, options)
+    add_header(figure, cache.title, _legend(ranks, colours, shown), options)
     return figure
 
 
-def _draw_matrix(
-    cell: Cell, layer: Layer, cache: Cache, ranks: Sequence[tuple[int, Any]], options: Options
-) -> None:
-    x, errors, edge = x_values(cache.at, options), layer.beside["error"], _edge(layer)
+def _draw_matrix(cell: Cell, layer: Layer, ranks: Sequence[tuple[int, Any]], x: Array) -> Panel:
+    """Draw the eigenvalues of some ranks, each with its colour, at the [T] positions x."""
+    errors, edge = layer.beside["error"], _edge(layer)
     curves = []
     for rank, colour in ranks:
         values, error = layer.measured[:, rank], errors[:, rank]
@@ -54,11 +57,7 @@ def _draw_matrix(
         cell.main.plot(x, edge, **style.EXACT)
     ends = np.empty(0) if edge is None else edge
     _value_axis(cell.main, np.concatenate([*(curve.measured for curve in curves), ends]))
-    panel = Panel.without_theory(layer.name, "", curves)
-    label_axes(cell, panel, cache.ylabel, options)
-    add_title(cell, panel, bool(layer.note), options)
-    if layer.note:
-        add_note(cell, layer.note, options)
+    return Panel.without_theory(layer.name, "", curves)
 
 
 def _edge(layer: Layer) -> Array | None:
@@ -75,11 +74,10 @@ def _value_axis(axes: Axes, values: Array) -> None:
         style.linear_ticks(axes, finite)
 
 
-def _legend(colours: Sequence[Any], layers: Sequence[Layer]) -> Legend:
-    names = ["largest eigenvalue", "second", "third"]
-    names += [f"{rank}th" for rank in range(4, len(colours) + 1)]
+def _legend(ranks: Indices, colours: Sequence[Any], layers: Sequence[Layer]) -> Legend:
+    first = ("largest eigenvalue", "second", "third")
+    labels = [first[rank] if rank < len(first) else f"no. {rank + 1}" for rank in ranks]
     handles = [Line2D([], [], color=colour, **style.MEASURED) for colour in colours]
-    labels = names[: len(colours)]
     if any(_edge(layer) is not None for layer in layers):
         handles.append(Line2D([], [], **style.EXACT))
         labels.append("edge of stability")

@@ -146,7 +146,12 @@ def test_the_figure_has_a_panel_for_each_matrix_and_a_line_for_each_eigenvalue(o
     assert np.array_equal(np.array(first[:5]).T, found)
     assert (np.diff(found) <= 0).all()
     legend = [text.get_text() for text in figure.legends[0].texts]
-    assert legend == ["largest eigenvalue", "second", "third", "4th", "5th", "edge of stability"]
+    ranks = ["largest eigenvalue", "second", "third", "no. 4", "no. 5"]
+    assert legend == [*ranks, "edge of stability"]
+    some = draw(run.cache("sharpness"), max_units=3)
+    assert [t.get_text() for t in some.legends[0].texts] == [*ranks[::2], "edge of stability"]
+    lines = [line.get_ydata() for line in some.axes[0].lines]
+    assert np.array_equal(np.array(lines[:3]).T, found[:, ::2])
     (only,) = draw(run.cache("sharpness"), layers=("Gauss-Newton",)).axes
     assert only.get_title(loc="left") == "Gauss-Newton"
 
