@@ -39,9 +39,10 @@ class Spectrum(NamedTuple):
 def hessian(model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor]) -> LinearOperator:
     """H = ∇²L for L = ``loss(model(inputs), targets)``: Hv = ∇⟨∇L, v⟩.
 
-    Both derivatives are taken backwards: the forward derivative of a backward pass through
-    batch normalisation is wrong by per cents in torch 2.9 (and missing for group
-    normalisation), whoever calls it.
+    Both derivatives are taken backwards. ``jvp`` of ``jacrev``, the recipe of
+    ``torch.func.hessian`` and of curvlinops 3.0, is silently wrong by per cents in torch 2.9
+    where the gain of a fused batch or layer normalisation is differentiated together with
+    what it multiplies, and fails at group normalisation.
 
     Args:
         model: deterministic, with no buffers that its forward pass changes.

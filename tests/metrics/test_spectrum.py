@@ -1,5 +1,6 @@
 """Eigenvalues of curvature, against dense matrices, closed forms and another library."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -131,6 +132,27 @@ def test_another_library_agrees(kind: str) -> None:
     operator = OPERATORS[kind](model, cross_entropy, data)
     v = np.random.default_rng(0).standard_normal(operator.shape[0])
     np.testing.assert_allclose(operator @ v, reference.to_scipy() @ v, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(5), nn.GroupNorm(1, 5), nn.BatchNorm1d(5)])
+def test_products_are_differences_of_gradients(norm: nn.Module) -> None:
+    """Fused normalisations, whose forward derivatives of backward passes torch gets wrong."""
+    torch.manual_seed(0)
+    norm = copy.deepcopy(norm).train()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), norm, nn.Tanh(), nn.Linear(5, 3)).double()
+    inputs, targets = batch()
+    v = [torch.randn_like(parameter) for parameter in model.parameters()]
+    operator = hessian(model, cross_entropy, (inputs, targets))
+    product = operator @ torch.cat([part.reshape(-1) for part in v]).numpy()
+    gradients = []
+    for move in (1e-6, -2e-6):  # from the weights to θ + εv, from there to θ − εv
+        for parameter, part in zip(model.parameters(), v, strict=True):
+            parameter.data.add_(part, alpha=move)
+        loss = cross_entropy(model(inputs), targets)
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        gradients.append(torch.cat([part.reshape(-1) for part in found]))
+    expected = ((gradients[0] - gradients[1]) / 2e-6).numpy()
+    np.testing.assert_allclose(product, expected, atol=1e-7 * np.abs(expected).max())
 
 
 def test_linear_regression_has_the_covariance_of_its_inputs() -> None:
