@@ -14,7 +14,7 @@ from torch import Tensor
 from Data.dataset import Dataset, Split
 from Data.transforms import CropAndFlip, Normalize
 from Utils.errors import UserError
-from Utils.seeds import generator
+from Utils.seeds import Stream, generator
 
 
 class BatchesState(TypedDict):
@@ -177,8 +177,33 @@ def probe_batch(
     Returns:
         Inputs [size, C, H, W], normalised, and targets [size] int64.
     """
-    test = dataset.test
-    index = torch.randperm(len(test), generator=generator(seed, "probe"))[:size]
-    index = index.to(test.inputs.device)
-    normalize = Normalize(test.entry, device, dtype)
-    return normalize(test.inputs[index].to(device)), test.targets[index].to(device)
+    return random_batch(dataset.test, size, seed, "probe", device, dtype)
+
+
+def random_batch(
+    split: Split,
+    size: int,
+    seed: int,
+    stream: Stream,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Examples drawn from a split without replacement, normalised and without augmentation.
+
+    A smaller batch is the beginning of a larger one.
+
+    Args:
+        split: what to draw from.
+        size: how many; all of them if there are fewer.
+        seed: the run's ``--seed``.
+        stream: the stream of the seed that is used.
+        device: where the batch is wanted.
+        dtype: of the inputs.
+
+    Returns:
+        Inputs [size, C, H, W] and targets [size] int64.
+    """
+    index = torch.randperm(len(split), generator=generator(seed, stream))[:size]
+    index = index.to(split.inputs.device)
+    normalize = Normalize(split.entry, device, dtype)
+    return normalize(split.inputs[index].to(device)), split.targets[index].to(device)

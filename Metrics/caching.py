@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
 from Metrics.metric import Context, Metric, Verdict
+from Metrics.model_at import ModelAt
 from Metrics.registry import METRICS, MetricEntry
 from Models.symmetry import Laws
 from Utils.errors import Unreadable, UserError, left_out
@@ -173,7 +174,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    context = Context(Laws.load(run.symmetries), config, hyperparameters["seed"])
+    model_at = ModelAt(run, hyperparameters, config)
+    context = Context(Laws.load(run.symmetries), config, hyperparameters["seed"], model_at)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
         caches = [

@@ -2,8 +2,9 @@
 
 from pydantic import Field
 
-from Metrics.registry import METRICS
+from Metrics.registry import DEFAULT_METRICS, IF_NAMED, METRICS
 from Utils.config import Names, PathPart, RunConfig
+from Utils.devices import DeviceName
 
 
 class CacheConfig(RunConfig):
@@ -13,9 +14,20 @@ class CacheConfig(RunConfig):
     also while training goes on, to pick up new ones.
     """
 
-    metrics: Names = Field(METRICS.names, description="Which metrics, listed below.")
+    metrics: Names = Field(
+        DEFAULT_METRICS,
+        description="Which metrics, listed below; those that run the network at every checkpoint "
+        f"({', '.join(IF_NAMED)}) only if they are named.",
+    )
     suffix: PathPart = Field("", description="Added to the names of the cache files.")
     subset: int = Field(32, ge=1, description="Weights of each parameter that `network` follows.")
+    examples: int = Field(
+        512, ge=2, description="Training examples on which metrics run the network."
+    )
+    eigenvalues: int = Field(
+        3, ge=1, description="Largest eigenvalues of each matrix that `sharpness` computes."
+    )
+    device: DeviceName = Field("auto", description="Where metrics run the network.")
 
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""

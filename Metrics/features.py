@@ -34,6 +34,16 @@ class StepFeatures:
         return str(self._file.attrs["source"])
 
     @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return int(self._file.attrs["step"])
+
+    @property
     def time(self) -> float:
         """Time of gradient flow, Σ η(1−α)/(1−β)."""
         return float(self._file["conservation/time"][()])
@@ -51,6 +61,20 @@ class StepFeatures:
             return torch.from_numpy(array[()])
         mapped = np.memmap(self._path, array.dtype, "c", offset, array.shape)
         return torch.from_numpy(mapped)
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Copies of all parameters and of the modules' buffers, by their names in the network."""
+        groups = [self._file[name] for name in ("params", "state") if name in self._file]
+        return {
+            name: torch.from_numpy(np.array(dataset[()]))
+            for group in groups
+            for name, dataset in datasets(group)
+        }
+
+    def buffer(self, parameter: str, name: str) -> Tensor | None:
+        """The optimizer's buffer of a parameter; ``None`` if it keeps none, or none yet."""
+        path = f"buffers/{parameter}.{name}"
+        return torch.from_numpy(np.array(self._file[path][()])) if path in self._file else None
 
     def metric(self, name: str) -> float:
         """A number saved with the checkpoint; NaN if it was not evaluated there."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures
+from Metrics.model_at import ModelAt
 from Models.symmetry import Laws
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -23,11 +24,13 @@ class Context:
         laws: the run's conservation laws.
         config: the command line.
         seed: the run's seed.
+        model_at: the run's network at the checkpoints; costs nothing until it is used.
     """
 
     laws: Laws
     config: CacheConfig
     seed: int
+    model_at: ModelAt
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,17 @@ class MetricEntry(Entry):
         title: of its figure.
         ylabel: the quantity, as mathtext.
         units: of the quantity.
-        kind: "law" if predictions stand beside the measurements, "curves" if not.
+        kind: "law" if predictions stand beside the measurements, "curves" if not; "stability"
+            for eigenvalues and their threshold, "certificate" for deviations from zero.
+        default: whether it is computed if no metrics are named; those that run the network at
+            every checkpoint are not.
     """
 
     title: str = ""
     ylabel: str = ""
     units: str = "1"
-    kind: Literal["law", "curves"] = "curves"
+    kind: Literal["law", "curves", "stability", "certificate"] = "curves"
+    default: bool = True
 
 
 METRICS: Registry[MetricEntry] = Registry(
@@ -72,6 +76,34 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Network parameters",
             ylabel=r"$\theta_i$",
         ),
+        MetricEntry(
+            "sharpness",
+            "Metrics.sharpness:Sharpness",
+            "largest Hessian and Gauss-Newton eigenvalues, and the edge of stability",
+            "Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the Edge of "
+            "Stability, ICLR 2021; Adaptive Gradient Methods at the Edge of Stability, 2022",
+            title="Sharpness and the edge of stability",
+            ylabel="eigenvalue",
+            units="loss / parameter²",
+            kind="stability",
+            default=False,
+        ),
+        MetricEntry(
+            "certificate",
+            "Metrics.certificate:Certificate",
+            "what the symmetry of every law does to the network: nothing, but for its charge",
+            _PAPER,
+            title="Certificate of the symmetries",
+            ylabel="relative deviation",
+            kind="certificate",
+            default=False,
+        ),
     ],
     aliases={f"{name}-momentum": name for name in ("scale", "rescale", "translation")},
 )
+
+DEFAULT_METRICS: tuple[str, ...] = tuple(entry.name for entry in METRICS if entry.default)
+"""What is computed if the user names no metrics."""
+
+IF_NAMED: tuple[str, ...] = tuple(entry.name for entry in METRICS if not entry.default)
+"""What is computed only if the user names it."""

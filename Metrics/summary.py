@@ -79,6 +79,8 @@ def _worst(file: h5py.File, layer: str, gate: NDArray[np.bool_]) -> tuple[float,
 def deviation_table(caches: list[Path], by_layer: bool = False) -> str:
     """One line per run and metric that has laws, and one per layer where they do not apply.
 
+    Certificates have a line each, below the table.
+
     Args:
         caches: cache files of any metrics and runs.
         by_layer: one line per layer of each metric instead.
@@ -86,17 +88,41 @@ def deviation_table(caches: list[Path], by_layer: bool = False) -> str:
     Returns:
         the table; empty if no metric among them is about laws.
     """
+    certified = [line for cache in caches for line in _certified(cache)]
+    return "\n".join([*_law_lines(caches, by_layer), *certified])
+
+
+def _law_lines(caches: list[Path], by_layer: bool) -> list[str]:
     wanted = [(c, layer) for c in caches for layer in (_layers(c) if by_layer else [None])]
     deviations = [d for d in (deviation(*which) for which in wanted) if d is not None]
     if not any(d.laws for d in deviations):
-        return "no conservation laws; train.py --list-laws tells why" if deviations else ""
+        return ["no conservation laws; train.py --list-laws tells why"] if deviations else []
     rows: list[tuple[str, ...]] = [("run", "metric", "laws", "open", "exact law", "paper", "leak")]
     rows += [d.row() for d in deviations if d.laws]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(_justified, range(len(row)), row, widths)) for row in rows]
     closed = [f"closed: {d.run} {reason}" for d in deviations for reason in d.closed]
     note = "largest |measured − predicted| / size, over all checkpoints and laws with an open gate"
-    return "\n".join([note, *lines, *closed])
+    return [note, *lines, *closed]
+
+
+def _certified(cache: Path) -> list[str]:
+    """What a certificate's newest gates say, and how far the logits have moved at any step."""
+    with open_hdf5(cache, "run cache.py again") as file:
+        if file.attrs["kind"] != "certificate" or "gate" not in file:
+            return []
+        run, gates = cache.parent.parent.name, file["gate"]
+        laws, held = (sum(map(count, gates.values())) for count in (len, lambda g: g[()].sum()))
+        moved = max(float(np.max(curve[()])) for curve in file["logits"].values())
+        closed = [f"not certified: {run} {n}: {g.attrs['reason']}" for n, g in gates.items()]
+        return [
+            f"certified: {run} {held} of {laws} laws; logits moved by up to {moved:.1e}",
+            *(
+                line
+                for line, gate in zip(closed, gates.values(), strict=True)
+                if not gate[()].all()
+            ),
+        ]
 
 
 def _justified(column: int, cell: str, width: int) -> str:

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from Models import ModelConfig, build_model
 from Training.checkpoints import Checkpoint, load_checkpoint
 from Training.config import ExtractConfig
-from Utils.config import validate
+from Training.rebuild import rebuild_model
 from Utils.devices import select_device
 from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
@@ -147,7 +146,7 @@ class _Probe:
 
     def __init__(self, config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any]):
         self._device = select_device(config.device)
-        model = _model(run, hyperparameters)
+        model = rebuild_model(run, hyperparameters, "use --probe none")
         self._model = model.to(self._device).eval()
         self._activations: dict[str, Any] = {}
         advice = "delete it and run train.py for this run again, or use --probe none"
@@ -178,16 +177,3 @@ class _Probe:
                 "--probe none"
             ) from error
         return {"probe/logits": _array(self._model(self._inputs)), **self._activations}
-
-
-def _model(run: RunFolder, hyperparameters: dict[str, Any]) -> nn.Module:
-    """The run's architecture."""
-    try:
-        known = {key: hyperparameters[key] for key in ModelConfig.model_fields}
-        task = hyperparameters["task"]
-        config = validate(ModelConfig, known, str(run.hyperparameters))
-        return build_model(config, tuple(task["input_shape"]), task["num_classes"], weights=False)
-    except KeyError as error:
-        raise UserError(f"{run.hyperparameters} lacks {error}; use --probe none") from error
-    except UserError as error:
-        raise UserError(f"{error}; bring it back, or use --probe none") from error

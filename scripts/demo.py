@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from Metrics import METRICS
+from Metrics.registry import DEFAULT_METRICS
 from Utils.rundir import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ def main() -> int:
     from Metrics.summary import deviation_table  # brings h5py, which the stages need not wait for
 
     runs = {expid: RunFolder(ROOT / "results" / "demo" / expid) for expid in RUNS}
-    caches = [run.cache(name) for run in runs.values() for name in METRICS.names]
+    caches = [run.cache(name) for run in runs.values() for name in DEFAULT_METRICS]
     print(f"\n{deviation_table(caches)}\n\nfigures:")
     for run in runs.values():
         print(f"  {run.path.relative_to(ROOT)}/img")

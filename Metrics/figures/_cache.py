@@ -3,7 +3,8 @@
 Shape letters: T checkpoints, D dense steps, U units of a layer.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -75,11 +76,21 @@ class Law:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's measurements ([T, U]) and what theory says of them, if anything."""
+    """One layer's measurements and what theory says of them, if anything.
+
+    Attributes:
+        name: the layer's.
+        measured: [T, U].
+        law: predictions, for metrics about conservation laws.
+        beside: other curves, [T, U] or [T], by name, for metrics of other kinds.
+        note: why a theory does not apply to the layer, for metrics of other kinds.
+    """
 
     name: str
     measured: Array
-    law: Law | None
+    law: Law | None = None
+    beside: Mapping[str, Array] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def units(self) -> int:
@@ -92,6 +103,7 @@ class Cache:
 
     Attributes:
         metric: its name.
+        kind: of :class:`Metrics.registry.MetricEntry`, which decides on the figure's form.
         title: what the metric is, in a few words.
         ylabel: label of the quantity, in mathtext.
         at: where the T checkpoints lie.
@@ -99,6 +111,7 @@ class Cache:
     """
 
     metric: str
+    kind: str
     title: str
     ylabel: str
     at: Axis
@@ -112,16 +125,15 @@ def read_cache(path: Path) -> Cache:
         UserError: missing, damaged or incomplete.
     """
     with open_hdf5(path, ADVICE) as h5:
-        is_law = h5.attrs["kind"] == "law"
+        kind = str(h5.attrs["kind"])
+        read = _law_layer if kind == "law" else _layer
         return Cache(
             metric=str(h5.attrs["metric"]),
+            kind=kind,
             title=str(h5.attrs["title"]),
             ylabel=str(h5.attrs["ylabel"]),
             at=_axis(h5),
-            layers=tuple(
-                Layer(n, _array(h5["empirical"][n]), _law(h5, n) if is_law else None)
-                for n in h5.get("empirical", ())
-            ),
+            layers=tuple(read(h5, name) for name in h5.get("empirical", ())),
         )
 
 
@@ -148,6 +160,18 @@ def read_header(path: Path) -> Header:
         metric = str(h5.attrs["metric"])
         names = h5.get("empirical", ()) if metric != PERFORMANCE else ()
         return Header(path, metric, str(h5.attrs["features_hash"]), tuple(names))
+
+
+def _layer(h5: h5py.File, name: str) -> Layer:
+    curves = [group for group in h5 if isinstance(h5[group], h5py.Group) and name in h5[group]]
+    beside = {curve: _array(h5[curve][name]) for curve in curves if curve != "gate"}
+    measured = beside.pop("empirical")
+    note = str(h5["gate"][name].attrs["reason"]) if "gate" in curves else ""
+    return Layer(name, measured, beside=beside, note=note)
+
+
+def _law_layer(h5: h5py.File, name: str) -> Layer:
+    return Layer(name, _array(h5["empirical"][name]), _law(h5, name))
 
 
 def _law(h5: h5py.File, name: str) -> Law:

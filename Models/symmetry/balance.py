@@ -9,8 +9,8 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from Models.symmetry.charges import Charges, Reduction
 from Models.symmetry.frames import Frame
-from Models.symmetry.laws import Charges, Reduction
 
 _TOLERANCE = 1e-8  # of a sum that vanishes, relative to its terms, in float64
 

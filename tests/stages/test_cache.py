@@ -78,6 +78,19 @@ def test_a_users_model_has_its_laws(tmp_path: Path) -> None:
     assert max(d.worst[0] for d in found.values()) < 1e-5
 
 
+def test_metrics_that_run_the_network_are_computed_if_they_are_named(own: Runs) -> None:
+    run = own("--model fc --width 4 --depth 3")
+    named = "--metrics sharpness,certificate"
+    code, output, errors = run_stage("cache", run, f"{named} --examples 32 --eigenvalues 1")
+    assert (code, errors) == (0, f"cache: 3 new steps of 3 cached to {run.path}/cache\n")
+    assert re.fullmatch(
+        r"certified: run0 13 of 13 laws; logits moved by up to \d\.\de-0[67]\n", output
+    )
+    assert set(contents(run)) == {"sharpness.h5", "certificate.h5"}
+    message = mistake("cache", run, "--metrics sharpness --eigenvalues 5000 --overwrite")
+    assert message.startswith("--eigenvalues 5000: the network has ")
+
+
 def test_mistakes_on_the_command_line(own: Runs) -> None:
     run = own(BN)
     message = mistake("cache", run, "--metrics scale,performence")

@@ -1,0 +1,264 @@
+"""Charges: fixed combinations of reductions of a model's parameters.
+
+Those of quadratic laws combine row sums, column sums and elements of θ², or inner products
+between rows or columns: ``q = ⟨θ, θ⟩_S``. Those of linear laws combine sums of θ itself:
+``s = ⟨c, θ⟩``.
+
+Shape letters: K laws, M reductions, R rows of a projection, n rows of a Gram matrix.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from math import prod
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+_BLOCK = 1 << 16
+"""Numbers squared at a time, half a megabyte."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A linear map from one parameter-shaped tensor, or a bilinear one from two, to a vector.
+
+    Attributes:
+        parameter: its name.
+        kind: "row" sums over all axes but the first; "column" over all but the second, per
+            group; "element" flattens; "projection" combines the entries of one axis; "gram"
+            takes inner products between n slices of one axis, of which there may be copies.
+        groups: groups of a grouped convolution, for "column".
+        axis: the combined axis, for "projection" and "gram", where −1 stands for the flattened
+            parameter.
+        basis: the combinations [R][entries of the axis], for "projection".
+        places: the slices [copies][n], as places on the axis, for "gram".
+    """
+
+    parameter: str
+    kind: Literal["row", "column", "element", "projection", "gram"]
+    groups: int = 1
+    axis: int = 0
+    basis: tuple[tuple[float, ...], ...] = ()
+    places: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def is_gram(self) -> bool:
+        """Whether it is a bilinear map that is no sum over x ∘ y."""
+        return self.kind == "gram"
+
+    def __call__(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """Reduce ``x``, of the parameter's shape; ``absolute`` takes combinations by size."""
+        if self.kind == "element":
+            return x.reshape(-1)
+        if self.kind == "row":
+            return x.flatten(1).sum(1)
+        if self.kind == "column":
+            per_group = x.reshape(self.groups, x.shape[0] // self.groups, -1).sum(1)
+            return per_group.view(self.groups * x.shape[1], -1).sum(1)
+        basis = _basis(self.basis, x.dtype, x.device)
+        flat = x.movedim(self.axis, 0).flatten(1)
+        return ((basis.abs() if absolute else basis) @ flat).reshape(-1)
+
+    def form(self, x: Tensor, y: Tensor) -> Tensor:
+        """The bilinear form whose value at x = y is quadratic in x, symmetric in both.
+
+        Args:
+            x, y: of the parameter's shape.
+
+        Returns:
+            for "gram" the upper triangle, row by row, of (X Yᵀ + Y Xᵀ)/2, where X and Y [n, …]
+            are the slices of x and y, summed over copies; else the reduction of x ∘ y.
+        """
+        if not self.is_gram:
+            return self(x * y)
+        left = self._slices(x)
+        gram = left @ (left if y is x else self._slices(y)).T
+        rows, columns = _triangle(len(gram), x.device)
+        return (gram[rows, columns] + gram[columns, rows]) / 2
+
+    def outputs(self, shape: Sequence[int]) -> int:
+        """How many numbers a tensor of the parameter's shape is reduced to."""
+        if self.kind == "element":
+            return prod(shape)
+        if self.kind == "row":
+            return shape[0]
+        if self.kind == "column":
+            return self.groups * shape[1]
+        if self.is_gram:
+            n = len(self.places[0])
+            return n * (n + 1) // 2
+        return len(self.basis) * (prod(shape) // shape[self.axis])
+
+    def transpose(self, y: Tensor, shape: Sequence[int]) -> Tensor:
+        """The adjoint of a linear map, ⟨Rx, y⟩ = ⟨x, Rᵀy⟩: [outputs] -> the parameter's shape.
+
+        Args:
+            y: a number for each output.
+            shape: of the parameter.
+        """
+        if self.kind == "element":
+            return y.reshape(tuple(shape))
+        if self.kind == "row":
+            return y.view(-1, *[1] * (len(shape) - 1)).expand(tuple(shape))
+        if self.kind == "column":
+            per_group = y.view(self.groups, 1, shape[1], 1)
+            height, width = shape[0] // self.groups, prod(shape[2:])
+            return per_group.expand(-1, height, -1, width).reshape(tuple(shape))
+        basis = _basis(self.basis, y.dtype, y.device)
+        flat = basis.T @ y.view(len(self.basis), -1)
+        others = [size for axis, size in enumerate(shape) if axis != self.axis]
+        return flat.view(shape[self.axis], *others).movedim(0, self.axis)
+
+    def mixed(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """For "gram": a copy of x whose slices X, of every copy, are ``matrix @ X``.
+
+        Args:
+            x: of the parameter's shape.
+            matrix: [n, n], of the same number format.
+        """
+        flat = x.reshape(-1, 1) if self.axis < 0 else x.movedim(self.axis, 0)
+        moved = flat.clone()
+        for places in self.places:
+            rows = list(places)
+            moved[rows] = torch.tensordot(matrix, flat[rows], 1)
+        return moved.reshape(x.shape) if self.axis < 0 else moved.movedim(0, self.axis)
+
+    def _slices(self, x: Tensor) -> Tensor:
+        """[n, copies × entries of a slice]."""
+        flat = x.reshape(-1, 1) if self.axis < 0 else x.movedim(self.axis, 0).flatten(1)
+        copies = _places(self.places, x.device)
+        return flat[copies].transpose(0, 1).flatten(1)
+
+
+@lru_cache
+def _triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(n, n, device=device)
+    return rows, columns
+
+
+@lru_cache
+def _places(places: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    return torch.tensor(places, device=device)
+
+
+@lru_cache
+def _basis(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True)
+class Charges:
+    """K charges: ``matrix @ concatenated reductions``.
+
+    Attributes:
+        reductions: what the charges are combined from.
+        matrix: [K, M] float64.
+    """
+
+    reductions: tuple[Reduction, ...]
+    matrix: sparse.csr_matrix
+
+    def __len__(self) -> int:
+        return int(self.matrix.shape[0])
+
+    def evaluate(self, x: Callable[[str], Tensor], absolute: bool = False) -> NDArray[np.float64]:
+        """The linear charges [K] of parameter-shaped tensors.
+
+        Args:
+            x: gives the tensor of a parameter.
+            absolute: take all coefficients by their size, as the scale of rounding errors.
+        """
+        parts = (reduction(x(reduction.parameter), absolute) for reduction in self.reductions)
+        return self._combined(parts, absolute)
+
+    def form(
+        self, x: Callable[[str], Tensor], y: Callable[[str], Tensor], absolute: bool = False
+    ) -> NDArray[np.float64]:
+        """The bilinear forms [K] ⟨x, y⟩_S of quadratic charges.
+
+        Args:
+            x, y: give the tensors of a parameter.
+            absolute: take all coefficients by their size.
+        """
+        parts = (r.form(x(r.parameter), y(r.parameter)) for r in self.reductions)
+        return self._combined(parts, absolute)
+
+    def _combined(self, parts: Iterator[Tensor], absolute: bool) -> NDArray[np.float64]:
+        held = list(parts)
+        reduced = torch.cat(held).double().cpu().numpy() if held else np.zeros(0)
+        values: NDArray[np.float64] = (abs(self.matrix) if absolute else self.matrix) @ reduced
+        return values
+
+    def squares(
+        self, parameter: Callable[[str], Tensor]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The quadratic charges [K] of parameters given by name, and their sizes, in float64.
+
+        The size is what the charge would be if nothing in it cancelled.
+        """
+        values: list[Tensor] = []
+        sizes: list[Tensor] = []
+        for (name, gram), same in groupby(self.reductions, lambda r: (r.parameter, r.is_gram)):
+            reductions, x = list(same), parameter(name)
+            if gram:
+                x = x.double()
+                values += [reduction.form(x, x) for reduction in reductions]
+                sizes += [reduction.form(x.abs(), x.abs()) for reduction in reductions]
+            else:
+                squares = _squared(x, reductions)
+                values += squares
+                sizes += squares
+        return self._combined(iter(values), False), self._combined(iter(sizes), True)
+
+    def transpose(
+        self, y: NDArray[np.float64], shapes: Mapping[str, Sequence[int]]
+    ) -> dict[str, Tensor]:
+        """The adjoint of :meth:`evaluate`: Σ_k y_k × the coefficients of charge k.
+
+        Args:
+            y: [K], a number for each charge.
+            shapes: of all parameters, by name.
+
+        Returns:
+            float64 tensors of the shapes of the parameters that are involved.
+        """
+        weights, start = torch.from_numpy(self.matrix.T @ y), 0
+        combined: dict[str, Tensor] = {}
+        for reduction in self.reductions:
+            name, shape = reduction.parameter, shapes[reduction.parameter]
+            stop = start + reduction.outputs(shape)
+            if weights[start:stop].any():
+                part = reduction.transpose(weights[start:stop], shape)
+                combined[name] = combined[name] + part if name in combined else part
+            start = stop
+        return combined
+
+
+def _squared(x: Tensor, reductions: Sequence[Reduction]) -> list[Tensor]:
+    """Reductions of x² in float64, for one parameter.
+
+    A large weight is squared a few rows at a time, so that float64 copies stay in the
+    processor's cache: three times faster than squaring it whole.
+    """
+    blocks = x.numel() > _BLOCK and x.device.type == "cpu"
+    if not blocks or any(r.kind not in {"row", "column"} or r.groups > 1 for r in reductions):
+        squares = x.double().square()
+        return [reduction(squares) for reduction in reductions]
+    flat = x.flatten(1)
+    rows = torch.empty(len(flat), dtype=torch.float64)
+    columns = torch.zeros(flat.shape[1], dtype=torch.float64)
+    height = max(1, _BLOCK // flat.shape[1])
+    buffer = torch.empty(height, flat.shape[1], dtype=torch.float64)
+    for start in range(0, len(flat), height):
+        part = flat[start : start + height]
+        block = buffer[: len(part)].copy_(part).square_()
+        torch.sum(block, 1, out=rows[start : start + height])
+        columns += block.sum(0)
+    sums_of = {"row": rows, "column": columns.view(x.shape[1], -1).sum(1)}
+    return [sums_of[reduction.kind] for reduction in reductions]
