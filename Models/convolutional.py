@@ -6,10 +6,11 @@ from functools import partial
 from torch import nn
 
 from Models.registry import NONLINEARITIES
+from Utils.errors import UserError
 
 
 def convolutional(
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     *,
     depth: int,
@@ -28,10 +29,13 @@ def convolutional(
         nonlinearity: a name in :data:`NONLINEARITIES`.
         bias: whether the convolutions and the classifier have one.
         batch_norm: whether batch normalisation precedes each nonlinearity.
+
+    Raises:
+        UserError: the examples are no images.
     """
     activation = NONLINEARITIES[nonlinearity].load()
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    channels, height, image_width = input_shape
+    channels, height, image_width = image_shape(input_shape)
     for layer in range(1, depth):
         layers[f"conv{layer}"] = nn.Conv2d(channels, width, 3, padding=1, bias=bias)
         if batch_norm:
@@ -41,6 +45,17 @@ def convolutional(
     layers["flatten"] = nn.Flatten()
     layers["classifier"] = nn.Linear(channels * height * image_width, num_classes, bias=bias)
     return nn.Sequential(layers)
+
+
+def image_shape(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width; raises :class:`UserError` for examples that are no images."""
+    if len(input_shape) != 3:
+        raise UserError(
+            f"--model: this one needs images (channels, height, width), but the data have inputs "
+            f"of shape {input_shape}; use another, such as --model fc"
+        )
+    channels, height, width = input_shape
+    return channels, height, width
 
 
 convolutional_bn = partial(convolutional, batch_norm=True)

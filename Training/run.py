@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from Data import DATASETS, load_dataset
+from Data import load_dataset
 from Data.batches import probe_batch
 from Data.dataset import Dataset
 from Models import build_model
@@ -25,7 +25,7 @@ from Utils.storage import write_hdf5
 
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
-    entry = DATASETS[config.dataset]
+    entry = config.data_entry
     return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
@@ -43,7 +43,7 @@ def train(config: TrainConfig, run: RunFolder) -> int:
         UserError: everything that the user can mend. An old run is left as it was.
     """
     device = select_device(config.device)
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
     model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
     _check_smallest_batch(config, model, dataset)
     with run.lock("train"):
@@ -82,7 +82,7 @@ def _train(
 
 
 def _laws(config: TrainConfig, model: nn.Module) -> Laws:
-    shape = DATASETS[config.dataset].input_shape
+    shape = config.data_entry.input_shape
     return find_laws(model, torch.zeros(2, *shape, dtype=getattr(torch, config.dtype)), config.loss)
 
 

@@ -1,4 +1,4 @@
-"""Tiny MNIST and CIFAR files in the formats of the real ones, and no network."""
+"""Tiny files in the formats of the real data sets, and no network."""
 
 import pickle
 import urllib.error
@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from Data.tiny_imagenet import set_up
 
 Arrays = dict[str, dict[str, tuple[Any, Any]]]
 
@@ -55,6 +58,53 @@ def store(tmp_path: Path, arrays: Arrays, trust_checksums: Callable[[], None]) -
     _write_cifar100(tmp_path / "cifar-100-python", arrays["cifar100"])
     trust_checksums()
     return tmp_path
+
+
+@pytest.fixture
+def tiny_archive(tmp_path: Path) -> Path:
+    """A data folder with Tiny ImageNet as its archive unpacks: an image for each class."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "tiny-imagenet-200"
+    wnids = [f"n{number:08}" for number in rng.choice(10**8, 200, replace=False)]
+    for wnid in wnids:
+        _write_jpeg(folder / "train" / wnid / "images" / f"{wnid}_0.JPEG", rng, 64, 64)
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
+    lines = []
+    for number, wnid in enumerate(rng.permutation(wnids)):
+        _write_jpeg(folder / "val" / "images" / f"val_{number}.JPEG", rng, 64, 64)
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t32\t44\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_imagenet(tiny_archive: Path) -> Path:
+    """A data folder with Tiny ImageNet, set up."""
+    set_up(tiny_archive)
+    return tiny_archive
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    """A data folder with image folders of 3 classes, 11 + 5 images of different sizes."""
+    rng = np.random.default_rng(1)
+    sizes = [(260, 300), (330, 256), (500, 210), (230, 225), (100, 90)]
+    for part, count in (("train", 11), ("val", 5)):
+        for number in range(count):
+            wnid = f"n{(number * 2) % 3:08}"
+            path = tmp_path / "imagenet_raw" / part / wnid / f"{part}_{number}.JPEG"
+            _write_jpeg(path, rng, *sizes[number % 5], grey=number == 3)
+    return tmp_path
+
+
+def _write_jpeg(
+    path: Path, rng: np.random.Generator, height: int, width: int, grey: bool = False
+) -> None:
+    """A picture of smooth random colours, as photographs are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    picture = small.resize((width, height), Image.Resampling.BILINEAR)
+    picture.convert("L" if grey else "RGB").save(path, "JPEG")
 
 
 @pytest.fixture
