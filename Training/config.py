@@ -18,7 +18,7 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
     """Train a model and save what the later stages need; run it again to continue."""
 
     augment: bool = Field(
-        True, description="Random crops and flips of training images, where the data set has them."
+        True, description="Random changes of training images, where the data set has them."
     )
     train_batch_size: int = Field(128, ge=1, description="Examples per step.")
     test_batch_size: int = Field(256, ge=1, description="Examples per evaluation batch.")

@@ -30,7 +30,7 @@ class TestModularAddition:
     def test_all_pairs_once_with_their_sum(self, p: int, fraction: float) -> None:
         train, test = procedural("modular-addition", modulus=p, train_fraction=fraction)
         assert len(train) == round(fraction * p * p)
-        seen = set()
+        seen: set[tuple[int, int]] = set()
         for split in (train, test):
             assert split.inputs.dtype == torch.uint8
             assert (split.inputs.sum(dim=2) == 1).all()
@@ -64,7 +64,7 @@ class TestSparseParity:
         assert len(set(support)) == k
         assert set(support) <= set(range(n))
         for split in procedural("sparse-parity", bits=n, parity_bits=k):
-            assert set(split.inputs.unique().tolist()) == {-1, 1}
+            assert set(split.inputs.flatten().tolist()) == {-1, 1}
             for signs, target in zip(split.inputs.tolist(), split.targets.tolist(), strict=True):
                 assert sum(signs[i] == -1 for i in support) % 2 == target
 
