@@ -5,6 +5,7 @@ class, below that the images; classes are numbered in the order of their folders
 torchvision's ImageFolder does.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -135,6 +136,6 @@ def _pictures(
         samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS)
     except OSError as error:
         raise UserError(f"dataset {entry.name}: {error}; {cure}") from None
-    names = np.array([path[len(str(folder)) + 1 :].encode() for path, _ in samples])
+    names = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in samples])
     targets = torch.tensor([number for _, number in samples])
     return Pictures(folder, names, plain, augmented), targets

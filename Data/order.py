@@ -111,6 +111,9 @@ class TrainingBatches(ABC):
         self._augment_generator.set_state(state["augment_state"].cpu())
         self.epoch, self.position = state["epoch"], state["position"]
 
+    def close(self) -> None:  # noqa: B027 (not abstract: few have something to end)
+        """End what works ahead of the next batch, if anything does."""
+
     def _start_epoch(self) -> None:
         # The state before the draw is enough to redraw the order: checkpoints stay small.
         self._order_state = self._order_generator.get_state()

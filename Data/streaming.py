@@ -7,9 +7,12 @@ that was prefetched has to be remembered.
 
 import contextlib
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +35,9 @@ Transform = Callable[[Image.Image], Tensor]
 
 Request = tuple[list[int], tuple[int, int] | None]
 """Numbers of a batch's images; seed of the stream "augment" and epoch, or none to augment."""
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_SECONDS_AFTER_SIGTERM = 10
 
 _UNREADABLE = (OSError, SyntaxError, ValueError)
 """What PIL raises for a file that is missing, damaged or no image."""
@@ -69,7 +75,7 @@ class Pictures(data.Dataset[Tensor | UserError]):
             return self._read(number, self.augmented)
 
     def _read(self, number: int, transform: Transform) -> Tensor:
-        path = self.root / self.names[number].decode()
+        path = self.root / os.fsdecode(self.names[number])
         try:
             return transform(pil_loader(str(path)))
         except _UNREADABLE as error:
@@ -77,7 +83,9 @@ class Pictures(data.Dataset[Tensor | UserError]):
             raise UserError(f"image {path} cannot be read ({reason}); put it back") from None
 
 
-def read(pictures: Pictures, requests: Sequence[Request], workers: int = 0) -> Iterator[Tensor]:
+def read(
+    pictures: Pictures, requests: Sequence[Request], workers: int = 0
+) -> Generator[Tensor, None, None]:
     """The batches that are asked for, in order, decoded ahead by ``workers`` processes.
 
     Args:
@@ -91,19 +99,26 @@ def read(pictures: Pictures, requests: Sequence[Request], workers: int = 0) -> I
     Raises:
         UserError: an image cannot be read.
     """
-    loader: data.DataLoader[Tensor | UserError] = data.DataLoader(
-        pictures,
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        multiprocessing_context=_processes() if workers else None,
-        worker_init_fn=_leave_signals_to_the_main_process if workers else None,
-        generator=torch.Generator(),  # else each epoch would draw from the global generator
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    with warnings.catch_warnings():  # more workers than cores are welcome where disks are slow
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        batches: Iterator[Tensor | UserError] = iter(
+            data.DataLoader(
+                pictures,
+                batch_size=None,
+                sampler=requests,
+                num_workers=workers,
+                multiprocessing_context=_processes() if workers else None,
+                worker_init_fn=_outlive_signals if workers else None,
+                generator=torch.Generator(),  # else it would draw from the global one
+            )
+        )
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # ends the workers, even where a traceback keeps this frame
 
 
 def in_order(size: int, batch_size: int) -> list[Request]:
@@ -168,7 +183,7 @@ class StreamedBatches(TrainingBatches):
     The arguments are those of :class:`Data.batches.Batches`.
     """
 
-    _ahead: Iterator[Tensor] | None
+    _ahead: Generator[Tensor, None, None] | None = None
     """The rest of the epoch, being prefetched; begun when the first batch is wanted."""
 
     def __init__(
@@ -202,7 +217,13 @@ class StreamedBatches(TrainingBatches):
 
     def _start_epoch(self) -> None:
         super()._start_epoch()
-        self._ahead = None
+        self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
 
 @contextlib.contextmanager
@@ -217,13 +238,24 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _processes() -> Any:
-    """How workers are started: a fork of this process, which has threads, could hang."""
+    """How workers are started: a fork of this process, which has threads, could hang.
+
+    A signal to all processes stops the main one after its step, which still needs workers: the
+    process that they are forked from is started with such signals blocked.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision.datasets.folder"])
+    resource_tracker.ensure_running()  # the forkserver would start it, which unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """It finishes its step when it is told to stop, for which it still needs the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_signals(worker: int) -> None:
+    """Ignore Ctrl-C; end some time after SIGTERM, by which a worker that hangs is ended too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)

@@ -1,6 +1,7 @@
 """From a configuration to a trained run."""
 
 import copy
+from contextlib import closing
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ def _train(
             log.info("step %d/%d is done already; --overwrite starts anew", total, total)
             return 0
         log.info("continuing after step %d/%d", state.step, total)
-    with Journal(run.logs, state.step if checkpoint else -1) as journal:
+    with closing(state.batches), Journal(run.logs, state.step if checkpoint else -1) as journal:
         trainer = Trainer(config, run, state, total, dataset.test.to(device), journal, log)
         if checkpoint is None:
             trainer.begin()

@@ -85,7 +85,10 @@ def test_augmentation_differs_between_examples_epochs_and_seeds() -> None:
     assert torch.corrcoef(draws.T)[0, 1].abs() < 4 / 5000**0.5
 
 
-def test_resumption_is_exact_with_any_number_of_workers(imagenet: Path) -> None:
+def test_resumption_is_exact_with_any_number_of_workers(
+    imagenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})  # torch warns of few cores
     expected = take(training_batches(load(imagenet).train, 4, seed=3), 5)
     for before, after, steps in ((0, 2, 2), (2, 0, 1), (0, 0, 3)):
         batches = training_batches(load(imagenet, before).train, 4, seed=3)

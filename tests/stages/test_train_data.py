@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from Data import DATASETS
+from Metrics.figures import PlotConfig
+from Metrics.figures.run import plot_run
 from tests.data.files import write_imagenet
-from tests.runs import ROOT, flags_of, mistake, run_stage
+from tests.runs import ROOT, cache_run, extract_run, flags_of, mistake, run_stage
 from tests.training.helpers import differences
 from Training import TrainConfig
 from Training.checkpoints import load_checkpoint
@@ -58,14 +60,12 @@ def test_every_dataset_without_files_is_run() -> None:
 
 def test_a_regression_goes_through_all_stages_without_accuracies(run: RunFolder) -> None:
     data = f"--dataset teacher-student {PROCEDURAL['teacher-student']}"
-    for stage, arguments in (
-        ("train", f"{data} {MODEL} --dtype float64 --probe-size 8"),
-        ("extract", ""),
-        ("cache", "--metrics performance,rescale"),
-        ("plot", "--metrics performance"),
-    ):
-        code, _, errors = run_stage(stage, run, arguments)
-        assert code == 0, errors
+    code, _, errors = run_stage("train", run, f"{data} {MODEL} --dtype float64 --probe-size 8")
+    assert code == 0, errors
+    extract_run(run)
+    cache_run(run, "--metrics performance,rescale")
+    plot = parse(PlotConfig, ["--metrics", "performance", *flags_of(run)])
+    assert any("performance.pdf" in line for line in plot_run(plot))
     first, *_, checkpoint = (load_checkpoint(run.checkpoint(s)) for s in run.checkpoint_steps())
     assert checkpoint["test_loss"] < first["test_loss"]
     assert not {"accuracy1", "accuracy5"} & checkpoint.keys()
@@ -78,7 +78,6 @@ def test_a_regression_goes_through_all_stages_without_accuracies(run: RunFolder)
     with h5py.File(run.cache("rescale")) as cache:
         apart = np.abs(cache["empirical/fc1|classifier"][()] - cache["exact/fc1|classifier"][()])
         assert apart.max() < 1e-10
-    assert run.figure("performance", "", "pdf").is_file()
 
 
 @pytest.mark.parametrize(
@@ -109,31 +108,45 @@ def test_laws_are_listed_without_loading_data(tmp_path: Path) -> None:
         assert re.search(r"translation +classifier", list_laws(config))
 
 
-def test_an_interrupted_streamed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    write_imagenet(tmp_path / "imagenet_raw")
-    flags = (
-        f"--dataset imagenet --classes 3 --data-dir {tmp_path} --model logistic --epochs 3 "
-        "--train-batch-size 2 --save-freq 1"
-    )
-    whole, stopped = RunFolder(tmp_path / "e" / "whole"), RunFolder(tmp_path / "e" / "stopped")
-    argv = [*flags.split(), *flags_of(whole), "--workers", "0"]
-    assert train(parse(TrainConfig, argv), whole) == 0
+STREAMED = (
+    "--dataset imagenet --classes 3 --model logistic --epochs 3 --train-batch-size 2 --save-freq 1"
+)
 
-    command = [sys.executable, str(ROOT / "train.py"), *flags.split(), *flags_of(stopped)]
-    process = subprocess.Popen(
-        [*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while not any(stopped.checkpoint_steps()) and process.poll() is None:
+
+def stop_streamed_run(run: RunFolder, arguments: str, number: signal.Signals) -> None:
+    """Start or continue a run, and send all its processes a signal when it has done a step."""
+    before = run.checkpoint_steps()
+    command = [sys.executable, str(ROOT / "train.py"), *arguments.split(), *flags_of(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(run.checkpoint_steps()) < len(before) + 2 and process.poll() is None:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
-    assert 0 < stopped.checkpoint_steps()[-1] < 18
-    argv = [*flags.split(), *flags_of(stopped), "--workers", "0"]
-    assert train(parse(TrainConfig, argv), stopped) == 0
+
+
+def test_a_streamed_run_that_was_stopped_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "imagenet_raw")
+    flags = f"{STREAMED} --data-dir {tmp_path}"
+    whole, stopped = RunFolder(tmp_path / "e" / "whole"), RunFolder(tmp_path / "e" / "stopped")
+    stop_streamed_run(stopped, f"{flags} --workers 2", signal.SIGTERM)
+    stop_streamed_run(stopped, f"{flags} --workers 1", signal.SIGINT)
+    assert 1 < stopped.checkpoint_steps()[-1] < 18
+    for run in (whole, stopped):
+        argv = [*flags.split(), *flags_of(run), "--workers", "0"]
+        assert train(parse(TrainConfig, argv), run) == 0
     for step in (1, 9, 18):
         one, other = (load_checkpoint(run.checkpoint(step)) for run in (whole, stopped))
         assert differences(one["model_state_dict"], other["model_state_dict"]) == []
         assert differences(one["data_state"], other["data_state"]) == []
         assert one.get("test_loss") == other.get("test_loss")
+
+
+def test_workers_end_with_a_run_that_fails(run: RunFolder) -> None:
+    folder = run.path.parents[1]
+    write_imagenet(folder / "imagenet_raw")
+    flags = f"{STREAMED} --data-dir {folder} --workers 1 --lr 1e38 --observe-freq 1"
+    code, _, errors = run_stage("train", run, flags)
+    assert (code, "Traceback" in errors) == (2, False), errors
+    assert "; lower --lr" in errors.splitlines()[-1]
