@@ -66,7 +66,7 @@ def sparse_parity(
 ) -> Dataset:
     """Inputs uniform on {−1, 1}^bits, [N, bits] int8; the class is the parity of some of them.
 
-    Class 1 where an odd number of the chosen bits is −1 (Barak et al. 2022, section 2).
+    Class 1 where an odd number of the chosen bits is −1 (Barak et al. 2022).
     """
     chosen = parity_support(seed, bits, parity_bits)
 
@@ -96,7 +96,7 @@ def teacher_student(
     """Inputs x ~ N(0, 1_d), [N, d]; targets a · max(Wx, 0) of a fixed teacher, [N, 1] float64.
 
     Training targets have noise of standard deviation ``noise``, test targets have none, so that
-    the test loss is the generalisation error (Goldt et al. 2019, section 2).
+    the test loss is the generalisation error (Goldt et al. 2019).
     """
     first, second = teacher_weights(seed, dimension, teacher_width)
 
