@@ -102,7 +102,8 @@ class ModelAt:
         They are drawn from the stream "examples" of the run's seed: the same at every step.
         """
         config = self.training
-        split = load_dataset(config.dataset, config.data_dir).train
+        options = config.data_options
+        split = load_dataset(config.dataset, config.data_dir, config.seed, **options).train
         size = self._config.examples
         return random_batch(split, size, config.seed, "examples", self.device, self.dtype)
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 import pydantic
 from pydantic import Field
 
-from Data import DATASETS, DEFAULT_DATA_DIR
+from Data import DataConfig
 from Models import ModelConfig
 from Training.registry import LOSSES, OPTIMIZERS
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
@@ -16,13 +16,11 @@ _OPTIONS = tuple(dict.fromkeys(o for entry in OPTIMIZERS for o in entry.options)
 _TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
 
 
-class TrainConfig(ModelConfig, RunConfig):
+class TrainConfig(ModelConfig, DataConfig, RunConfig):
     """Train a model and save what the later stages need; run it again to continue."""
 
-    dataset: str = Field("digits", description="The data, listed above.")
-    data_dir: str = Field(DEFAULT_DATA_DIR, description="Folder with the downloaded data sets.")
     augment: bool = Field(
-        True, description="Random crops and flips of training images, where the data set has them."
+        True, description="Random changes of training images, where the data set has them."
     )
     train_batch_size: int = Field(128, ge=1, description="Examples per step.")
     test_batch_size: int = Field(256, ge=1, description="Examples per evaluation batch.")
@@ -85,9 +83,14 @@ class TrainConfig(ModelConfig, RunConfig):
         return parts
 
     @pydantic.model_validator(mode="after")
-    def _check_names(self) -> Self:
-        for registry, name in ((DATASETS, self.dataset), (LOSSES, self.loss)):
-            registry[name]  # raises if unknown
+    def _check_loss(self) -> Self:
+        loss, task = LOSSES[self.loss], self.data_entry.task
+        if task not in loss.tasks:
+            fitting = " or ".join(entry.name for entry in LOSSES if task in entry.tasks)
+            raise ValueError(
+                f"--loss {loss.name}: not for the {task} of --dataset {self.dataset}; "
+                f"use --loss {fitting}"
+            )
         return self
 
     @pydantic.model_validator(mode="before")

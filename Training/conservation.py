@@ -79,6 +79,7 @@ class ConservationObserver:
 
     # ------------------------------------------------------------------ every record
 
+    @np.errstate(over="ignore", invalid="ignore")  # in a run that diverges, which its loss tells
     def record(self, step: int) -> None:
         """Advance the predictions to the present weights and record them beside the charges.
 

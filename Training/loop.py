@@ -8,7 +8,7 @@ import time
 import torch
 
 from Data.batches import evaluation_batches
-from Data.dataset import Split
+from Data.dataset import Examples
 from Training.checkpoints import save_checkpoint
 from Training.config import TrainConfig
 from Training.evaluation import evaluate
@@ -42,7 +42,7 @@ class Trainer:
         run: RunFolder,
         state: TrainingState,
         total: int,
-        test: Split,
+        test: Examples,
         journal: Journal,
         log: logging.Logger,
     ):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from Data.entry import Task
 from Utils.registry import Entry, Registry
 
 
@@ -93,14 +94,29 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     aliases={"custom_sgd": "momentum"},
 )
 
-LOSSES: Registry[Entry] = Registry(
+
+@dataclass(frozen=True)
+class LossEntry(Entry):
+    """A loss, of outputs [N, C] and targets.
+
+    Attributes:
+        tasks: of which data it is the loss.
+    """
+
+    tasks: tuple[Task, ...] = ("classification",)
+
+
+LOSSES: Registry[LossEntry] = Registry(
     "loss",
     [
-        Entry("ce", "Training.losses:cross_entropy", "softmax cross-entropy, mean over examples"),
-        Entry(
+        LossEntry(
+            "ce", "Training.losses:cross_entropy", "softmax cross-entropy, mean over examples"
+        ),
+        LossEntry(
             "mse",
             "Training.losses:mean_squared_error",
-            "squared distance to the one-hot target, mean over examples and classes",
+            "squared distance to the target (one-hot for classes), mean over examples and outputs",
+            tasks=("classification", "regression"),
         ),
     ],
 )

@@ -1,11 +1,12 @@
 """From a configuration to a trained run."""
 
 import copy
+from contextlib import closing
 
 import torch
 from torch import nn
 
-from Data import DATASETS, load_dataset
+from Data import load_dataset
 from Data.batches import probe_batch
 from Data.dataset import Dataset
 from Models import build_model
@@ -25,7 +26,7 @@ from Utils.storage import write_hdf5
 
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
-    entry = DATASETS[config.dataset]
+    entry = config.data_entry
     return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
@@ -43,7 +44,7 @@ def train(config: TrainConfig, run: RunFolder) -> int:
         UserError: everything that the user can mend. An old run is left as it was.
     """
     device = select_device(config.device)
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
     model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
     _check_smallest_batch(config, model, dataset)
     with run.lock("train"):
@@ -74,7 +75,7 @@ def _train(
             log.info("step %d/%d is done already; --overwrite starts anew", total, total)
             return 0
         log.info("continuing after step %d/%d", state.step, total)
-    with Journal(run.logs, state.step if checkpoint else -1) as journal:
+    with closing(state.batches), Journal(run.logs, state.step if checkpoint else -1) as journal:
         trainer = Trainer(config, run, state, total, dataset.test.to(device), journal, log)
         if checkpoint is None:
             trainer.begin()
@@ -82,7 +83,7 @@ def _train(
 
 
 def _laws(config: TrainConfig, model: nn.Module) -> Laws:
-    shape, dtype = DATASETS[config.dataset].input_shape, getattr(torch, config.dtype)
+    shape, dtype = config.data_entry.input_shape, getattr(torch, config.dtype)
     return find_laws(model, torch.zeros(2, *shape, dtype=dtype), config.loss, config.balance)
 
 

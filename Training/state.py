@@ -8,8 +8,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from Data.batches import Batches
+from Data.batches import training_batches
 from Data.dataset import Dataset
+from Data.order import TrainingBatches
 from Models.symmetry import Laws
 from Training.checkpoints import Checkpoint, load_weights
 from Training.config import TrainConfig
@@ -32,7 +33,7 @@ class TrainingState:
     optimizer: Optimizer
     scheduler: LambdaLR
     observer: ConservationObserver
-    batches: Batches
+    batches: TrainingBatches
     device: torch.device
     step: int = 0
     losses: LossRecord = field(default_factory=LossRecord)
@@ -51,13 +52,13 @@ class TrainingState:
         Args:
             config: the run's configuration.
             model: initialised.
-            dataset: in memory.
+            dataset: what to train on.
             laws: the model's, for the observer.
             device: where to train; the model is moved there.
         """
         model.to(device)
         dtype = getattr(torch, config.dtype)
-        batches = Batches(
+        batches = training_batches(
             dataset.train,
             config.train_batch_size,
             config.seed,
