@@ -23,6 +23,12 @@ class BatchesState(TypedDict):
     augment_state: Tensor
 
 
+def batches_per_epoch(examples: int, batch_size: int, drop_last: bool) -> int:
+    """How many batches the examples make."""
+    whole, rest = divmod(examples, batch_size)
+    return whole + (rest > 0 and not drop_last)
+
+
 class TrainingBatches(ABC):
     """Shuffled training batches, epoch after epoch; subclasses make them from numbers.
 
@@ -51,15 +57,13 @@ class TrainingBatches(ABC):
         device: torch.device | str,
         drop_last: bool,
     ):
-        whole, rest = divmod(len(split), batch_size)
-        self.steps_per_epoch = whole + (rest > 0 and not drop_last)
-        if self.steps_per_epoch == 0:
+        if batches_per_epoch(len(split), batch_size, drop_last) == 0:
             raise UserError(
                 f"--train-batch-size {batch_size}: larger than the {len(split)} examples of "
                 f"{split.entry.name}, whose only batch --drop-last drops; choose a smaller one"
             )
-        self._examples = len(split)
-        self._batch_size = batch_size
+        self._examples, self._drop_last = len(split), drop_last
+        self.resize(batch_size)
         self._device = torch.device(device)
         self._order_generator = generator(seed, "data")
         self._augment_generator = generator(seed, "augment")
@@ -79,6 +83,11 @@ class TrainingBatches(ABC):
             self.epoch += 1
             self._start_epoch()
         return batch
+
+    def resize(self, batch_size: int) -> None:
+        """Take other batches from the next epoch on; called before its first one."""
+        self._batch_size = batch_size
+        self.steps_per_epoch = batches_per_epoch(self._examples, batch_size, self._drop_last)
 
     def state_dict(self) -> BatchesState:
         """What :meth:`load_state_dict` needs to continue with the very next batch."""

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from Data import DataConfig
 from Models import ModelConfig
-from Training.registry import LOSSES, OPTIMIZERS
+from Training.registry import LOSSES, OPTIMIZERS, SCHEDULES
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
 from Utils.devices import DeviceName
 
@@ -29,7 +29,7 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
     )
 
     loss: str = Field("ce", description="ce or mse, explained above.")
-    epochs: int = Field(30, ge=0, description="Passes over the training data.")
+    epochs: int = Field(30, ge=0, description="Passes over the training data, in each phase.")
     optimizer: str = Field("sgd", description="The optimizer, listed above.")
     lr: float | None = Field(None, gt=0, description="Learning rate; the optimizer's own default.")
     lr_drops: Integers = Field((), description="Epochs at whose start the learning rate drops.")
@@ -37,6 +37,10 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="cosine: down to zero at the end, multiplied with the drops."
     )
+    schedule: str = Field(
+        "none", description="How --optimizer momentum is annealed in phases, listed above."
+    )
+    anneal_steps: int = Field(1, ge=1, description="Phases of --schedule, each of --epochs epochs.")
     warmup_steps: int = Field(0, ge=0, description="Steps over which it first rises linearly.")
     wd: float | None = Field(
         None, ge=0, description="Weight decay: an L2 term in the gradient, or as listed above."
@@ -110,6 +114,16 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
         if chosen.name == "momentum" and not self.momentum:
             raise ValueError(
                 "--optimizer momentum needs a --momentum above 0, as in --momentum 0.9"
+            )
+        annealed = SCHEDULES[self.schedule].name != "none"
+        if annealed and chosen.name != "momentum":
+            raise ValueError(
+                f"--schedule {self.schedule} changes the momentum; use --optimizer momentum"
+            )
+        if annealed != (self.anneal_steps > 1):
+            raise ValueError(
+                f"--anneal-steps {self.anneal_steps} with --schedule {self.schedule}: phases "
+                "need both, as in --schedule batch-doubling --anneal-steps 3"
             )
         if self.nesterov and self.dampening:
             raise ValueError(f"--nesterov needs --dampening 0, not {self.dampening}")

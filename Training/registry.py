@@ -95,6 +95,35 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
 )
 
 
+_ANNEALING = "Kunin et al. (2023), The limiting dynamics of SGD, Neural Computation"
+
+SCHEDULES: Registry[Entry] = Registry(
+    "schedule",
+    [
+        Entry("none", "Training.schedule:constant", "one phase of --epochs epochs"),
+        Entry(
+            "batch-doubling",
+            "Training.schedule:double_batches",
+            "batch size doubles; lr and momentum keep lr/(S(1−β)) and 1/(S(1−β²))",
+            _ANNEALING,
+        ),
+        Entry(
+            "linear",
+            "Training.schedule:linear",
+            "lr and momentum go in equal steps to 1e-8 and 0.9999",
+            _ANNEALING,
+        ),
+        Entry(
+            "lr-halving",
+            "Training.schedule:halve_lr",
+            "lr halves; momentum keeps lr/(1−β)",
+            _ANNEALING,
+        ),
+    ],
+)
+"""What changes between the phases of a run; builders are called as ``builder(config, phase)``."""
+
+
 @dataclass(frozen=True)
 class LossEntry(Entry):
     """A loss, of outputs [N, C] and targets.

@@ -16,6 +16,7 @@ from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
 from Training.journal import Journal
 from Training.loop import Trainer
+from Training.schedule import Schedule
 from Training.state import TrainingState
 from Utils.devices import select_device
 from Utils.errors import UserError
@@ -66,7 +67,7 @@ def _train(
     laws = Laws.load(run.symmetries)
     state = TrainingState.initial(config, model, dataset, laws, device)
     _write_descriptions(config, run, dataset, state)
-    total = config.epochs * state.batches.steps_per_epoch
+    total = state.schedule.total
     if checkpoint is None:
         log.info("%s on %s: %d laws, %d steps", config.model, device, len(laws), total)
     else:
@@ -103,7 +104,7 @@ def _write_descriptions(
             "num_classes": dataset.entry.num_classes,
             "train_size": len(dataset.train),
             "test_size": len(dataset.test),
-            "steps_per_epoch": state.batches.steps_per_epoch,
+            "phases": state.schedule.describe(),
         }
         run.write_hyperparameters(describe(config, device, task))
 
@@ -111,8 +112,8 @@ def _write_descriptions(
 def _check_smallest_batch(config: TrainConfig, model: nn.Module, dataset: Dataset) -> None:
     """Batch normalisation cannot be trained on a batch of one: say so before the epoch's end."""
     size = len(dataset.train)
-    last = size % config.train_batch_size
-    if config.train_batch_size > 1 and (last != 1 or config.drop_last):
+    batches = {phase.batch_size for phase in Schedule(config, size).phases}
+    if not any(batch == 1 or (size % batch == 1 and not config.drop_last) for batch in batches):
         return
     shape, dtype = dataset.entry.input_shape, getattr(torch, config.dtype)
     try:

@@ -16,7 +16,8 @@ from Training.checkpoints import Checkpoint, load_weights
 from Training.config import TrainConfig
 from Training.conservation import ConservationObserver
 from Training.losses import LossRecord
-from Training.optimizers import build_optimizer, build_scheduler
+from Training.optimizers import build_optimizer
+from Training.schedule import Schedule
 from Utils.seeds import stream_seed
 
 
@@ -31,6 +32,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: Optimizer
+    schedule: Schedule
     scheduler: LambdaLR
     observer: ConservationObserver
     batches: TrainingBatches
@@ -68,10 +70,11 @@ class TrainingState:
             config.drop_last,
         )
         optimizer = build_optimizer(config, model)
-        scheduler = build_scheduler(config, optimizer, batches.steps_per_epoch)
+        schedule = Schedule(config, len(dataset.train))
+        scheduler = LambdaLR(optimizer, lambda step: schedule.lr(step) / schedule.phases[0].lr)
         observer = ConservationObserver(model, optimizer, laws)
         torch.manual_seed(stream_seed(config.seed, "dropout"))
-        return cls(model, optimizer, scheduler, observer, batches, device)
+        return cls(model, optimizer, schedule, scheduler, observer, batches, device)
 
     @property
     def epoch(self) -> int:
@@ -82,6 +85,16 @@ class TrainingState:
     def lr(self) -> float:
         """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def advance(self) -> None:
+        """Move the schedule on, after an update."""
+        self.step += 1
+        self.scheduler.step()
+        if len(self.schedule.phases) > 1:
+            for group in self.optimizer.param_groups:
+                group["momentum"] = self.schedule.momentum(self.step)
+        if self.batches.position == 0:
+            self.batches.resize(self.schedule.phase(self.epoch).batch_size)
 
     def state_dict(self) -> Checkpoint:
         """The content of a checkpoint, without the metrics."""
@@ -111,6 +124,7 @@ class TrainingState:
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
         self.observer.load_state_dict(checkpoint["observer_state_dict"])
         self.losses.load_state_dict(checkpoint["loss_state"])
+        self.batches.resize(self.schedule.phase(checkpoint["epoch"]).batch_size)
         self.batches.load_state_dict(checkpoint["data_state"])
         self.step = checkpoint["step"]
         rng_state: dict[str, Any] = checkpoint["rng_state"]

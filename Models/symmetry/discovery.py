@@ -345,8 +345,10 @@ def _module_of(parameter: str) -> str:
 
 
 def _joined(modules: Iterable[str], most: int = 3, longest: int = 40) -> str:
-    """The names, or the first one and how many more there are."""
+    """The names, siblings without their parent's; or the first one and how many more there are."""
     first, *others = modules
-    joined = "+".join([first, *others])
+    parent = first.rpartition(".")[0]
+    short = [name.removeprefix(f"{parent}.") if parent else name for name in others]
+    joined = "+".join([first, *short])
     long = len(others) >= most or len(joined) > longest
     return f"{first}+…({len(others)} more)" if others and long else joined

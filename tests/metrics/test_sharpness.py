@@ -112,7 +112,7 @@ def test_adam_is_judged_by_the_preconditioned_hessian(
     found = curves(run)
     np.testing.assert_allclose(found[f"empirical/{PRECONDITIONED}"][-1], largest, rtol=1e-8)
     assert np.isnan(found[f"empirical/{PRECONDITIONED}"][:-1]).all()  # no buffers before
-    expected = 2 / 0.01 * 1.8 / 0.2
+    expected = 2 / 0.05 * 1.8 / 0.2  # the run's --lr
     np.testing.assert_allclose(found[f"theoretical/{PRECONDITIONED}"], expected, rtol=1e-12)
     assert f"theoretical/{HESSIAN}" not in found
 
