@@ -87,6 +87,12 @@ class StepFeatures:
             self._known[name] = self._file[f"conservation/{name}"][()]
         return self._known[name]
 
+    @property
+    def decay(self) -> NDArray[np.float64]:
+        """What weight decay has added to each charge since the start, [K]."""
+        parts = ("start", "kinetic", "leak")
+        return self.conservation("charge") - sum(map(self.conservation, parts))
+
     @cached_property
     def record(self) -> dict[str, NDArray[np.float64]]:
         """The observer's record since the previous checkpoint: [T] and [T, families]."""

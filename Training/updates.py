@@ -44,9 +44,10 @@ class LawState:
     """What is known of each law between two steps, in float64.
 
     Attributes:
+        start: the charges at the beginning, [K].
         charge: what the law predicts, [K].
-        decay, kinetic, leak: what weight decay, the square of the update and the broken
-            symmetry have added to it since the start, [K]; they sum to its change.
+        kinetic, leak: what the square of the update and the broken symmetry have added to it
+            since the start, [K].
         paper: what the paper's continuous theory predicts, [K]; NaN where it has none.
         turned: the angle in radians by which each group of weights has turned, summed over the
             steps, [Q]; meaningful for scale laws.
@@ -57,8 +58,8 @@ class LawState:
             hyper-parameters, [K].
     """
 
+    start: Floats
     charge: Floats
-    decay: Floats
     kinetic: Floats
     leak: Floats
     paper: Floats
@@ -74,8 +75,13 @@ class LawState:
         """The state from which predictions start, with the first Q laws quadratic."""
         zeros = {f.name: np.zeros_like(charges) for f in fields(cls)}
         apart = np.zeros(len(charges), bool)
-        known = {"charge": charges.copy(), "paper": charges.copy(), "turned": np.zeros(quadratic)}
-        return cls(**{**zeros, **known, "apart": apart})
+        known = {name: charges.copy() for name in ("start", "charge", "paper")}
+        return cls(**{**zeros, **known, "turned": np.zeros(quadratic), "apart": apart})
+
+    @property
+    def decay(self) -> Floats:
+        """What weight decay has added to the charge since the start, [K]."""
+        return self.charge - self.start - self.kinetic - self.leak
 
 
 class Updates(Protocol):
@@ -163,43 +169,40 @@ class SGDUpdates:
         quadratic_leak, linear_leak, *forms = _split(row, [*widths, *[widths[0]] * count])
         leak = np.concatenate([quadratic @ quadratic_leak, linear @ linear_leak])
         squares = [quadratic @ form for form in forms]
-        before = state.charge.copy()
         for (q, s), c in zip(self._mine, coefficients, strict=True):
             vv, uu, uv = (form[q] for form in (squares if count == 3 else squares * 3))
-            moved = c.lr**2 * (uu if c.momentum else uu + c.wd * (2 * leak[q] + c.wd * before[q]))
             _advance_quadratic(state, q, c, (vv, uu, uv), leak[q])
             _advance_linear(state, s, c, leak[s])
-            state.turned[q] += angle(before[q], state.charge[q], moved)
-        state.decay += state.charge - before
-        state.apart |= self._spanning & (len(set(coefficients)) > 1)
+        if len(set(coefficients)) > 1:
+            state.apart |= self._spanning
 
 
 def _advance_quadratic(
     state: LawState, q: Any, c: Coefficients, squares: tuple[Floats, Floats, Floats], leak: Floats
 ) -> None:
-    """Take quadratic laws through a step; their decay is filled in from the whole change."""
+    """Take quadratic laws through a step; the decay is what the other parts leave."""
     (vv, uu, uv), free, none = squares, replace(c, wd=0.0), np.zeros_like(leak)
-    state.charge[q], state.velocity[q] = quadratic_step(
-        state.charge[q], state.velocity[q], c, uu, uv, leak
+    before = state.charge[q].copy()
+    state.charge[q], state.velocity[q] = quadratic_step(before, state.velocity[q], c, uu, uv, leak)
+    state.kinetic[q], state.kinetic_velocity[q] = quadratic_step(
+        state.kinetic[q], state.kinetic_velocity[q], free, uu, uv, none
     )
-    for part, sources in (("kinetic", (uu, uv, none)), ("leak", (none, none, leak))):
-        value, rate = getattr(state, part), getattr(state, f"{part}_velocity")
-        new, rate[q] = quadratic_step(value[q], rate[q], free, *sources)
-        state.decay[q] -= new - value[q]
-        value[q] = new
+    state.leak[q], state.leak_velocity[q] = quadratic_step(
+        state.leak[q], state.leak_velocity[q], free, none, none, leak
+    )
     state.paper[q], state.paper_rate[q] = paper_quadratic_step(
         state.paper[q], state.paper_rate[q], c, vv
     )
+    moved = c.lr**2 * (uu if c.momentum else uu + c.wd * (2 * leak + c.wd * before))
+    state.turned[q] += angle(before, state.charge[q], moved)
 
 
 def _advance_linear(state: LawState, s: Any, c: Coefficients, leak: Floats) -> None:
-    """Take linear laws through a step; their decay is filled in from the whole change."""
+    """Take linear laws through a step; the decay is what the leak leaves."""
     state.charge[s], state.velocity[s] = linear_step(state.charge[s], state.velocity[s], c, leak)
-    new, state.leak_velocity[s] = linear_step(
+    state.leak[s], state.leak_velocity[s] = linear_step(
         state.leak[s], state.leak_velocity[s], replace(c, wd=0.0), leak
     )
-    state.decay[s] -= new - state.leak[s]
-    state.leak[s] = new
     state.paper[s], state.paper_rate[s] = paper_linear_step(state.paper[s], state.paper_rate[s], c)
 
 
@@ -244,16 +247,15 @@ class MeasuredUpdates:
         widths = [quadratic.shape[1]] * 4 + [linear.shape[1]] * 2
         *forms, shrunk, added = _split(row, widths)
         decay, leak, kinetic, moved = (quadratic @ form for form in forms)
-        parts = {
-            "decay": np.concatenate([decay, linear @ shrunk]),
-            "leak": np.concatenate([2 * leak, linear @ added]),
-            "kinetic": np.concatenate([kinetic, np.zeros(linear.shape[0])]),
-        }
-        before = state.charge[: len(kinetic)].copy()
-        for name, part in parts.items():
-            getattr(state, name)[:] += part
-            state.charge += part
-        state.turned += angle(before, state.charge[: len(kinetic)], moved)
+        decay = np.concatenate([decay, linear @ shrunk])
+        leak = np.concatenate([2 * leak, linear @ added])
+        quadratics = slice(0, len(kinetic))
+        before = state.charge[quadratics].copy()
+        state.leak += leak
+        state.kinetic[quadratics] += kinetic
+        state.charge += decay + leak
+        state.charge[quadratics] += kinetic
+        state.turned += angle(before, state.charge[quadratics], moved)
         state.paper[:] = np.nan
 
 
