@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from Data.batches import Batches
 from Data.dataset import Dataset
 from Models.symmetry import Laws
+from Training.buffers import StepBuffers
 from Training.checkpoints import Checkpoint, load_weights
 from Training.config import TrainConfig
 from Training.conservation import ConservationObserver
@@ -32,6 +33,7 @@ class TrainingState:
     optimizer: Optimizer
     scheduler: LambdaLR
     observer: ConservationObserver
+    buffers: StepBuffers
     batches: Batches
     device: torch.device
     step: int = 0
@@ -69,8 +71,9 @@ class TrainingState:
         optimizer = build_optimizer(config, model)
         scheduler = build_scheduler(config, optimizer, batches.steps_per_epoch)
         observer = ConservationObserver(model, optimizer, laws)
+        buffers = StepBuffers(model, optimizer, config.save_buffers)
         torch.manual_seed(stream_seed(config.seed, "dropout"))
-        return cls(model, optimizer, scheduler, observer, batches, device)
+        return cls(model, optimizer, scheduler, observer, buffers, batches, device)
 
     @property
     def epoch(self) -> int:
@@ -94,6 +97,7 @@ class TrainingState:
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "observer_state_dict": self.observer.state_dict(),
+            "buffer_state_dict": self.buffers.state_dict(),
             "loss_state": self.losses.state_dict(),
             "rng_state": rng_state,
             "data_state": self.batches.state_dict(),
@@ -109,6 +113,7 @@ class TrainingState:
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
         self.observer.load_state_dict(checkpoint["observer_state_dict"])
+        self.buffers.load_state_dict(checkpoint["buffer_state_dict"])
         self.losses.load_state_dict(checkpoint["loss_state"])
         self.batches.load_state_dict(checkpoint["data_state"])
         self.step = checkpoint["step"]
