@@ -15,7 +15,11 @@ class CacheConfig(RunConfig):
 
     metrics: Names = Field(METRICS.names, description="Which metrics, listed below.")
     suffix: PathPart = Field("", description="Added to the names of the cache files.")
-    subset: int = Field(32, ge=1, description="Weights of each parameter that `network` follows.")
+    subset: int = Field(
+        32,
+        ge=0,
+        description="Entries of each parameter that network and weights_grads follow; 0: all.",
+    )
 
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""

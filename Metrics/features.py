@@ -1,5 +1,6 @@
 """The features of one step, read as they are needed."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -34,6 +35,11 @@ class StepFeatures:
         return str(self._file.attrs["source"])
 
     @property
+    def step(self) -> int:
+        """The number of updates done."""
+        return int(self._file.attrs["step"])
+
+    @property
     def time(self) -> float:
         """Time of gradient flow, Σ η(1−α)/(1−β)."""
         return float(self._file["conservation/time"][()])
@@ -44,8 +50,21 @@ class StepFeatures:
         return {name: dataset.shape for name, dataset in datasets(self._file["params"])}
 
     def parameter(self, name: str) -> Tensor:
-        """One parameter, mapped from the file rather than copied out of it where possible."""
-        array = self._file[f"params/{name}"]
+        """One parameter."""
+        return self._tensor(self._file[f"params/{name}"])
+
+    def buffer(self, name: str, buffer: str) -> Tensor:
+        """What ``--save-buffers`` kept of the last step of a parameter; NaN before the first."""
+        if self.step == 0:
+            return torch.full(self._file[f"params/{name}"].shape, math.nan)
+        return self._tensor(self._file[f"buffers/{name}.{buffer}"])
+
+    def step_number(self, name: str, buffer: str) -> float:
+        """The same, of a buffer that is a single number."""
+        return math.nan if self.step == 0 else float(self._file[f"buffers/{name}.{buffer}"][()])
+
+    def _tensor(self, array: h5py.Dataset) -> Tensor:
+        """An array, mapped from the file rather than copied out of it where possible."""
         offset = array.id.get_offset()
         if offset is None or not array.size:
             return torch.from_numpy(array[()])

@@ -23,11 +23,13 @@ class Context:
         laws: the run's conservation laws.
         config: the command line.
         seed: the run's seed.
+        buffers: what the run kept with ``--save-buffers``.
     """
 
     laws: Laws
     config: CacheConfig
     seed: int
+    buffers: frozenset[str]
 
 
 @dataclass(frozen=True)

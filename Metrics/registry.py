@@ -19,13 +19,17 @@ class MetricEntry(Entry):
         title: of its figure.
         ylabel: the quantity, as mathtext.
         units: of the quantity.
-        kind: "law" if predictions stand beside the measurements, "curves" if not.
+        kind: "law" if predictions stand beside the measurements, "phase" if they are velocities
+            over positions; else "units", "gradients" or "curves", for curves of units of layers,
+            of weights and their gradients, or of anything.
+        needs: of which of ``--save-buffers`` the run must have kept one.
     """
 
     title: str = ""
     ylabel: str = ""
     units: str = "1"
-    kind: Literal["law", "curves"] = "curves"
+    kind: Literal["law", "phase", "units", "gradients", "curves"] = "curves"
+    needs: tuple[str, ...] = ()
 
 
 METRICS: Registry[MetricEntry] = Registry(
@@ -71,6 +75,43 @@ METRICS: Registry[MetricEntry] = Registry(
             "single weights of every parameter, a random subset",
             title="Network parameters",
             ylabel=r"$\theta_i$",
+        ),
+        MetricEntry(
+            "gradient",
+            "Metrics.gradients:Gradient",
+            "squared norms of the last step's gradient, of each filter or neuron",
+            title="Gradient norms",
+            ylabel=r"$|g_i|^2$",
+            kind="units",
+            needs=("grad", "grad_norm"),
+        ),
+        MetricEntry(
+            "phase",
+            "Metrics.phase:Phase",
+            "squared norms of filters or neurons against their velocity in the last step",
+            _PAPER,
+            title="Phase portraits",
+            ylabel=r"$\mathrm{d}|w|^2 / \mathrm{d}t$",
+            kind="phase",
+            needs=("update",),
+        ),
+        MetricEntry(
+            "weights_grads",
+            "Metrics.gradients:WeightsGrads",
+            "single weights of convolutions and linear layers, and their gradients",
+            title="Weights and gradients",
+            ylabel=r"$\theta_i$",
+            kind="gradients",
+            needs=("grad",),
+        ),
+        MetricEntry(
+            "weights_grads_full",
+            "Metrics.gradients:WeightsGradsFull",
+            "single weights of all parameters, and their gradients",
+            title="Weights and gradients of all parameters",
+            ylabel=r"$\theta_i$",
+            kind="gradients",
+            needs=("grad",),
         ),
     ],
     aliases={f"{name}-momentum": name for name in ("scale", "rescale", "translation")},

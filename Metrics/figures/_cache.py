@@ -3,7 +3,8 @@
 Shape letters: T checkpoints, D dense steps, U units of a layer.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -75,11 +76,19 @@ class Law:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's measurements ([T, U]) and what theory says of them, if anything."""
+    """One layer's measurements ([T, U]) and what theory says of them, if anything.
+
+    Attributes:
+        beside: of metrics without laws, by name, other curves [T, U]: the gradients of weights;
+            positions and theoretical velocities of a phase portrait.
+        note: why theory says nothing, where it could.
+    """
 
     name: str
     measured: Array
     law: Law | None
+    beside: Mapping[str, Array] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def units(self) -> int:
@@ -92,6 +101,7 @@ class Cache:
 
     Attributes:
         metric: its name.
+        kind: as in :class:`Metrics.registry.MetricEntry`.
         title: what the metric is, in a few words.
         ylabel: label of the quantity, in mathtext.
         at: where the T checkpoints lie.
@@ -99,6 +109,7 @@ class Cache:
     """
 
     metric: str
+    kind: str
     title: str
     ylabel: str
     at: Axis
@@ -112,17 +123,24 @@ def read_cache(path: Path) -> Cache:
         UserError: missing, damaged or incomplete.
     """
     with open_hdf5(path, ADVICE) as h5:
-        is_law = h5.attrs["kind"] == "law"
+        kind = str(h5.attrs["kind"])
         return Cache(
             metric=str(h5.attrs["metric"]),
+            kind=kind,
             title=str(h5.attrs["title"]),
             ylabel=str(h5.attrs["ylabel"]),
             at=_axis(h5),
-            layers=tuple(
-                Layer(n, _array(h5["empirical"][n]), _law(h5, n) if is_law else None)
-                for n in h5.get("empirical", ())
-            ),
+            layers=tuple(_layer(h5, n, kind) for n in h5.get("empirical", ())),
         )
+
+
+def _layer(h5: h5py.File, name: str, kind: str) -> Layer:
+    measured = _array(h5["empirical"][name])
+    if kind == "law":
+        return Layer(name, measured, _law(h5, name))
+    groups = {"gradients": ("gradient",), "phase": ("position", "theoretical")}.get(kind, ())
+    note = str(h5["gate"][name].attrs["reason"]) if "gate" in h5 else ""
+    return Layer(name, measured, None, {g: _array(h5[g][name]) for g in groups}, note)
 
 
 @dataclass(frozen=True)

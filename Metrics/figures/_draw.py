@@ -5,10 +5,11 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 from Metrics.figures._cache import PERFORMANCE, Cache, Layer
-from Metrics.figures._curves import draw_network, draw_performance
+from Metrics.figures._curves import draw_gradients, draw_network, draw_performance
 from Metrics.figures._laws import draw_laws, draw_many_laws
 from Metrics.figures._options import NothingToDraw, Options, check_layers, select_layers
 from Metrics.figures._panels import Panel, layer_panel, spread, unit_panel
+from Metrics.figures._phase import draw_phase
 from Metrics.figures._style import settings
 
 MANY = 12
@@ -34,7 +35,8 @@ def remark(cache: Cache, options: Options) -> str:
     if cache.metric == PERFORMANCE or count <= MANY:
         return ""
     if not _is_law(cache):
-        return f"{cache.metric}: {MANY} of {count} parameters drawn; choose with --layers"
+        what = "layers" if cache.kind in {"units", "phase"} else "parameters"
+        return f"{cache.metric}: {MANY} of {count} {what} drawn; choose with --layers"
     if options.layer_wise:
         return ""
     return f"{cache.metric}: sums of {count} layers drawn; for their units, choose with --layers"
@@ -46,6 +48,10 @@ def _draw(cache: Cache, options: Options) -> Figure:
     layers = _selected(cache, options)
     if not _is_law(cache):
         some = [layers[i] for i in spread(len(layers), MANY)]
+        if cache.kind == "phase":
+            return draw_phase(cache, some, options)
+        if cache.kind == "gradients":
+            return draw_gradients(cache, some, options)
         return draw_network(cache, _panels(some, unit_panel, cache, options), options)
     if len(layers) > MANY:
         return draw_many_laws(cache, _panels(layers, layer_panel, cache, options), options)

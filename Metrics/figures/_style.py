@@ -19,6 +19,8 @@ SMALL_SIZE = 7.0  # points; nothing is smaller
 
 GREY = "0.35"
 
+_FAR_APART = 30.0
+
 # Okabe and Ito's colours without black (the predictions') and yellow (too pale on white).
 _FEW = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
@@ -147,6 +149,15 @@ def linear_ticks(axes: Axes, values: Array) -> None:
     middle, span = (low + high) / 2, max(high - low, 0.01 * max(abs(low), abs(high))) or 1.0
     axes.set_ylim(middle - 0.55 * span, middle + 0.55 * span)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def value_ticks(axes: Axes, values: Array) -> None:
+    """Limits and ticks that show ``values``: logarithmic if they are positive and far apart."""
+    low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+    if 0 < low < high / _FAR_APART:
+        log_ticks(axes, low / 1.3, high * 1.3)
+    else:
+        linear_ticks(axes, values)
 
 
 def log_ticks(axes: Axes, low: float, high: float) -> None:
