@@ -75,8 +75,8 @@ def draw_gradients(cache: Cache, layers: Sequence[Layer], options: Options) -> F
         for weight, gradient, colour in zip(panel.curves, gradients.curves, colours, strict=True):
             cell.main.plot(weight.x, weight.measured, color=colour, **style.THIN)
             cell.lower.plot(gradient.x, gradient.measured, color=colour, **style.THIN)
-        for axes, curves in ((cell.main, panel.curves), (cell.lower, gradients.curves)):
-            style.linear_ticks(axes, np.concatenate([curve.measured for curve in curves]))
+        style.linear_ticks(cell.main, np.concatenate([c.measured for c in panel.curves]))
+        style.linear_ticks(cell.lower, np.concatenate([c.measured for c in gradients.curves]), 3)
         _move_exponent_inside(cell.lower)
         label_axes(cell, panel, cache.ylabel, options, lower="gradient")
         add_title(cell, replace(panel, shown=_values(panel)), False, options)

@@ -138,8 +138,8 @@ def colours(count: int) -> list[Any]:
     return list(0.75 * ordered + 0.25)  # paler, so that black dashes are seen on all of them
 
 
-def linear_ticks(axes: Axes, values: Array) -> None:
-    """Limits that show ``values``, and few ticks.
+def linear_ticks(axes: Axes, values: Array, most: int = 5) -> None:
+    """Limits that show ``values``, and few ticks, ``most`` intervals between them.
 
     Limits never close in on less than 1 % of the values, so that a conserved quantity looks
     conserved instead of showing its rounding errors.
@@ -148,7 +148,7 @@ def linear_ticks(axes: Axes, values: Array) -> None:
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     middle, span = (low + high) / 2, max(high - low, 0.01 * max(abs(low), abs(high))) or 1.0
     axes.set_ylim(middle - 0.55 * span, middle + 0.55 * span)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
 
 def value_ticks(axes: Axes, values: Array) -> None:
