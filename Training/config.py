@@ -7,7 +7,7 @@ from pydantic import Field
 
 from Data import DataConfig
 from Models import ModelConfig
-from Training.registry import LOSSES, OPTIMIZERS, SCHEDULES
+from Training.registry import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
 from Utils.devices import DeviceName
 
@@ -59,6 +59,9 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
     save_freq: int | None = Field(None, ge=1, description="Steps between checkpoints.")
     save_at: Names = Field(
         (), description="More steps with a checkpoint: numbers, or log for ten per decade."
+    )
+    save_buffers: Names = Field(
+        (), description="Parameter-sized buffers to keep in checkpoints, listed above."
     )
     observe_freq: int = Field(
         10, ge=1, description="Steps between observations of the conserved quantities."
@@ -127,6 +130,19 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
             )
         if self.nesterov and self.dampening:
             raise ValueError(f"--nesterov needs --dampening 0, not {self.dampening}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_buffers(self) -> Self:
+        for name in self.save_buffers:
+            only = BUFFERS[name].optimizer  # raises if unknown
+            if only not in {"", self.optimizer}:
+                fitting = [b.name for b in BUFFERS if b.optimizer == self.optimizer]
+                advice = f"use {fitting[0]}" if fitting else "leave it out"
+                raise ValueError(
+                    f"--save-buffers {name}: it belongs to the paper's theory of --optimizer "
+                    f"{only}, which says nothing of {self.optimizer}; {advice}"
+                )
         return self
 
     def save_steps(self, total: int) -> set[int]:

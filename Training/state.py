@@ -12,6 +12,7 @@ from Data.batches import training_batches
 from Data.dataset import Dataset
 from Data.order import TrainingBatches
 from Models.symmetry import Laws
+from Training.buffers import StepBuffers
 from Training.checkpoints import Checkpoint, load_weights
 from Training.config import TrainConfig
 from Training.conservation import ConservationObserver
@@ -35,6 +36,7 @@ class TrainingState:
     schedule: Schedule
     scheduler: LambdaLR
     observer: ConservationObserver
+    buffers: StepBuffers
     batches: TrainingBatches
     device: torch.device
     step: int = 0
@@ -73,8 +75,9 @@ class TrainingState:
         schedule = Schedule(config, len(dataset.train))
         scheduler = LambdaLR(optimizer, lambda step: schedule.lr(step) / schedule.phases[0].lr)
         observer = ConservationObserver(model, optimizer, laws)
+        buffers = StepBuffers(model, optimizer, config.save_buffers)
         torch.manual_seed(stream_seed(config.seed, "dropout"))
-        return cls(model, optimizer, schedule, scheduler, observer, batches, device)
+        return cls(model, optimizer, schedule, scheduler, observer, buffers, batches, device)
 
     @property
     def epoch(self) -> int:
@@ -108,6 +111,7 @@ class TrainingState:
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "observer_state_dict": self.observer.state_dict(),
+            "buffer_state_dict": self.buffers.state_dict(),
             "loss_state": self.losses.state_dict(),
             "rng_state": rng_state,
             "data_state": self.batches.state_dict(),
@@ -123,6 +127,7 @@ class TrainingState:
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
         self.observer.load_state_dict(checkpoint["observer_state_dict"])
+        self.buffers.load_state_dict(checkpoint["buffer_state_dict"])
         self.losses.load_state_dict(checkpoint["loss_state"])
         self.batches.resize(self.schedule.phase(checkpoint["epoch"]).batch_size)
         self.batches.load_state_dict(checkpoint["data_state"])

@@ -121,7 +121,7 @@ class SGDUpdates:
         self._row: Tensor
 
     def before(self, optimizer: Optimizer) -> None:
-        self._coefficients = [_coefficients(optimizer, group) for group in optimizer.param_groups]
+        self._coefficients = [coefficients_of(optimizer, group) for group in optimizer.param_groups]
         c, gradient = self._coefficients[0], self._gradient
         pairs: list[tuple[Tensors, Tensors]] = [(self._weight, gradient)]
         if c.nesterov:  # both v' and u follow from g, which the optimizer may overwrite
@@ -220,7 +220,7 @@ class MeasuredUpdates:
     def before(self, optimizer: Optimizer) -> None:
         for name, parameter in self._parameters.items():
             self._old[name].copy_(parameter.detach())
-        self._decays = [1 - float(g["lr"]) * _decoupled_wd(g) for g in optimizer.param_groups]
+        self._decays = [1 - float(g["lr"]) * decoupled_wd(g) for g in optimizer.param_groups]
 
     def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
         old = lru_cache(1)(lambda name: self._old[name].double())
@@ -307,8 +307,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def _coefficients(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients:
-    """The hyper-parameters with which a group takes its next step."""
+def coefficients_of(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients:
+    """The hyper-parameters with which a group of SGD takes its next step."""
     state = optimizer.state
     fresh = not any("momentum_buffer" in state[p] for p in group["params"] if p in state)
     return Coefficients(
@@ -343,7 +343,7 @@ def _split(row: Floats, widths: list[int]) -> list[Floats]:
     return np.split(row, np.cumsum(widths)[:-1])
 
 
-def _decoupled_wd(group: dict[str, Any]) -> float:
+def decoupled_wd(group: dict[str, Any]) -> float:
     """λ where a group shrinks its weights by 1 − ηλ; 0 where the decay is in the gradient."""
     decoupled = group.get("decoupled_weight_decay") or group.get("weight_decouple")
     return float(group["weight_decay"]) if decoupled else 0.0

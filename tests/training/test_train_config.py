@@ -47,6 +47,22 @@ def configure(**values: Any) -> TrainConfig:
         ),
         ("--model cnov", "unknown model 'cnov'; did you mean 'conv'"),
         ("--dtype float16", "float16"),
+        (
+            "--save-buffers grad,grda",
+            "unknown buffer 'grda'; did you mean 'grad'",
+        ),
+        (
+            "--save-buffers mom",
+            "--save-buffers mom: .*--optimizer momentum, which says nothing of sgd; use sgd",
+        ),
+        (
+            "--optimizer momentum --momentum .9 --save-buffers grad,sgd",
+            "--save-buffers sgd: .*--optimizer sgd, which says nothing of momentum; use mom",
+        ),
+        (
+            "--optimizer adam --save-buffers sgd",
+            "--save-buffers sgd: .*says nothing of adam; leave it out",
+        ),
         ("--epoch 3", "unknown flag '--epoch'; did you mean '--epochs'"),
     ],
 )
