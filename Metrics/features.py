@@ -34,6 +34,11 @@ class StepFeatures:
         return str(self._file.attrs["source"])
 
     @property
+    def step(self) -> int:
+        """Updates done."""
+        return int(self._file.attrs["step"])
+
+    @property
     def time(self) -> float:
         """Time of gradient flow, Σ η(1−α)/(1−β)."""
         return float(self._file["conservation/time"][()])
@@ -51,6 +56,11 @@ class StepFeatures:
             return torch.from_numpy(array[()])
         mapped = np.memmap(self._path, array.dtype, "c", offset, array.shape)
         return torch.from_numpy(mapped)
+
+    def buffer(self, parameter: str, name: str) -> Tensor | None:
+        """The optimizer's buffer of a parameter; ``None`` if it keeps none, or none yet."""
+        path = f"buffers/{parameter}.{name}"
+        return torch.from_numpy(np.array(self._file[path][()])) if path in self._file else None
 
     def metric(self, name: str) -> float:
         """A number saved with the checkpoint; NaN if it was not evaluated there."""

@@ -19,13 +19,14 @@ class MetricEntry(Entry):
         title: of its figure.
         ylabel: the quantity, as mathtext.
         units: of the quantity.
-        kind: "law" if predictions stand beside the measurements, "curves" if not.
+        kind: "law" if predictions stand beside the measurements, "curves" if not; "budget" for
+            parts of a change, "rotation" for angles and norms.
     """
 
     title: str = ""
     ylabel: str = ""
     units: str = "1"
-    kind: Literal["law", "curves"] = "curves"
+    kind: Literal["law", "curves", "budget", "rotation"] = "curves"
 
 
 METRICS: Registry[MetricEntry] = Registry(
@@ -57,6 +58,34 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Translation symmetry",
             ylabel=r"$\langle c, \theta \rangle$",
             kind="law",
+        ),
+        MetricEntry(
+            "balance",
+            "Metrics.balance:Balance",
+            "matrices of linear layers in a row and of attention heads, and their law",
+            "Arora et al., ICML 2018; Marcotte et al., NeurIPS 2023",
+            title="Balance of matrices",
+            ylabel=r"$(W_2^\top W_2 - W_1 W_1^\top)_{ij}$",
+            kind="law",
+        ),
+        MetricEntry(
+            "budget",
+            "Metrics.budget:Budget",
+            "what has changed each charge, for any optimizer: decay, kinetic energy and leak",
+            title="Budget of conserved quantities",
+            ylabel="change since step 0",
+            kind="budget",
+        ),
+        MetricEntry(
+            "rotation",
+            "Metrics.rotation:Rotation",
+            "angles, norms and effective learning rates of scale-invariant weights, and their "
+            "equilibrium",
+            "Kosson et al., Rotational Equilibrium, ICML 2024; Wan et al., NeurIPS 2021",
+            title="Rotation of scale-invariant weights",
+            ylabel="angle per step (rad)",
+            units="rad",
+            kind="rotation",
         ),
         MetricEntry(
             "performance",

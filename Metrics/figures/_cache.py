@@ -3,7 +3,8 @@
 Shape letters: T checkpoints, D dense steps, U units of a layer.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -75,11 +76,23 @@ class Law:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's measurements ([T, U]) and what theory says of them, if anything."""
+    """One layer's measurements and what theory says of them, if anything.
+
+    Attributes:
+        name: the layer's.
+        measured: [T, U].
+        law: predictions, for metrics about conservation laws.
+        beside: other curves, [T, U] or [T], by name.
+        between: curves [D] of the record between the checkpoints, for metrics of other kinds.
+        note: why a theory does not apply to the layer, for metrics of other kinds.
+    """
 
     name: str
     measured: Array
-    law: Law | None
+    law: Law | None = None
+    beside: Mapping[str, Array] = field(default_factory=dict)
+    between: Mapping[str, Array] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def units(self) -> int:
@@ -92,17 +105,21 @@ class Cache:
 
     Attributes:
         metric: its name.
+        kind: of :class:`Metrics.registry.MetricEntry`, which decides on the figure's form.
         title: what the metric is, in a few words.
         ylabel: label of the quantity, in mathtext.
         at: where the T checkpoints lie.
         layers: in the order of the file, which is the network's.
+        between: where the D points of the record between the checkpoints lie.
     """
 
     metric: str
+    kind: str
     title: str
     ylabel: str
     at: Axis
     layers: tuple[Layer, ...]
+    between: Axis
 
 
 def read_cache(path: Path) -> Cache:
@@ -112,16 +129,16 @@ def read_cache(path: Path) -> Cache:
         UserError: missing, damaged or incomplete.
     """
     with open_hdf5(path, ADVICE) as h5:
-        is_law = h5.attrs["kind"] == "law"
+        kind = str(h5.attrs["kind"])
+        read = _law_layer if kind == "law" else _layer
         return Cache(
             metric=str(h5.attrs["metric"]),
+            kind=kind,
             title=str(h5.attrs["title"]),
             ylabel=str(h5.attrs["ylabel"]),
             at=_axis(h5),
-            layers=tuple(
-                Layer(n, _array(h5["empirical"][n]), _law(h5, n) if is_law else None)
-                for n in h5.get("empirical", ())
-            ),
+            layers=tuple(read(h5, name) for name in h5.get("empirical", ())),
+            between=_axis(h5["dense"]) if "dense" in h5 else Axis(np.empty(0), np.empty(0)),
         )
 
 
@@ -182,3 +199,21 @@ def _array(dataset: h5py.Dataset) -> Array:
     """The values as float64; those of a run that diverged become NaN, which is not drawn."""
     values: Array = dataset[()].astype(float)
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def _layer(h5: h5py.File, name: str) -> Layer:
+    beside = _curves(h5, name)
+    note = str(h5["gate"][name].attrs["reason"]) if "gate" in h5 else ""
+    between = _curves(h5["dense"], name) if "dense" in h5 else {}
+    return Layer(name, beside.pop("empirical"), beside=beside, between=between, note=note)
+
+
+def _law_layer(h5: h5py.File, name: str) -> Layer:
+    beside = {"asymmetry": _array(h5["asymmetry"][name])} if "asymmetry" in h5 else {}
+    return Layer(name, _array(h5["empirical"][name]), _law(h5, name), beside)
+
+
+def _curves(group: h5py.Group, name: str) -> dict[str, Array]:
+    """The curves of a layer in a group."""
+    curves = [c for c in group if isinstance(group[c], h5py.Group) and c not in ("gate", "dense")]
+    return {curve: _array(group[curve][name]) for curve in curves}

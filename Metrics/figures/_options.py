@@ -45,5 +45,5 @@ def check_layers(names: Sequence[str], wanted: Sequence[str]) -> None:
 
 def _is_in(wanted: str, name: str) -> bool:
     return wanted == name or any(
-        part == wanted or part.startswith(f"{wanted}.") for part in re.split(r"[|+]", name)
+        part == wanted or part.startswith(f"{wanted}.") for part in re.split(r"[|+ ]", name)
     )

@@ -85,10 +85,26 @@ class Reduction:
         """
         if not self.is_gram:
             return self(x * y)
+        upper, lower = self._triangles(x, y)
+        return (upper + lower) / 2
+
+    def turning(self, x: Tensor, y: Tensor) -> Tensor:
+        """What :meth:`form` leaves out: for "gram" the upper triangle of (X Yᵀ − Y Xᵀ)/2, else 0.
+
+        Args:
+            x, y: of the parameter's shape.
+        """
+        if not self.is_gram:
+            return torch.zeros_like(self(x))
+        upper, lower = self._triangles(x, y)
+        return (upper - lower) / 2
+
+    def _triangles(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The upper triangle of X Yᵀ and that of its transpose, row by row."""
         left = self._slices(x)
         gram = left @ (left if y is x else self._slices(y)).T
         rows, columns = _triangle(len(gram), x.device)
-        return (gram[rows, columns] + gram[columns, rows]) / 2
+        return gram[rows, columns], gram[columns, rows]
 
     def _slices(self, x: Tensor) -> Tensor:
         """[n, copies × entries of a slice]."""
@@ -149,6 +165,19 @@ class Charges:
         """
         parts = (r.form(x(r.parameter), y(r.parameter)) for r in self.reductions)
         return self._combined(parts, absolute)
+
+    def turning(
+        self, x: Callable[[str], Tensor], y: Callable[[str], Tensor]
+    ) -> NDArray[np.float64]:
+        """[K] the antisymmetric part of the bilinear forms, 0 for all but matrix laws.
+
+        For y = x' it is the angular momentum of the frame in which x is expressed.
+
+        Args:
+            x, y: give the tensors of a parameter.
+        """
+        parts = (r.turning(x(r.parameter), y(r.parameter)) for r in self.reductions)
+        return self._combined(parts, False)
 
     def _combined(self, parts: Iterator[Tensor], absolute: bool) -> NDArray[np.float64]:
         held = list(parts)
