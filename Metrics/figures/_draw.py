@@ -1,18 +1,28 @@
 """From a cache to a figure: chooses the form that shows its layers best."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
+from Metrics.figures._budget import draw_budget
 from Metrics.figures._cache import PERFORMANCE, Cache, Layer
 from Metrics.figures._curves import draw_network, draw_performance
 from Metrics.figures._laws import draw_laws, draw_many_laws
 from Metrics.figures._options import NothingToDraw, Options, check_layers, select_layers
-from Metrics.figures._panels import Panel, layer_panel, spread, unit_panel
+from Metrics.figures._panels import Panel, layer_panel, matrix_panel, spread, unit_panel
+from Metrics.figures._rotation import draw_rotation
 from Metrics.figures._style import settings
+
+MATRICES = "balance"
+"""The metric whose units are the entries of a matrix."""
 
 MANY = 12
 """The most panels that a page holds."""
+
+_OTHER_KINDS: dict[str, Callable[[Cache, Sequence[Layer], Options], Figure]] = {
+    "budget": draw_budget,
+    "rotation": draw_rotation,
+}
 
 
 def draw_cache(cache: Cache, options: Options) -> Figure:
@@ -34,7 +44,8 @@ def remark(cache: Cache, options: Options) -> str:
     if cache.metric == PERFORMANCE or count <= MANY:
         return ""
     if not _is_law(cache):
-        return f"{cache.metric}: {MANY} of {count} parameters drawn; choose with --layers"
+        parts = "parameters" if cache.kind == "curves" else "layers"
+        return f"{cache.metric}: {MANY} of {count} {parts} drawn; choose with --layers"
     if options.layer_wise:
         return ""
     return f"{cache.metric}: sums of {count} layers drawn; for their units, choose with --layers"
@@ -46,10 +57,13 @@ def _draw(cache: Cache, options: Options) -> Figure:
     layers = _selected(cache, options)
     if not _is_law(cache):
         some = [layers[i] for i in spread(len(layers), MANY)]
+        if cache.kind in _OTHER_KINDS:
+            return _OTHER_KINDS[cache.kind](cache, some, options)
         return draw_network(cache, _panels(some, unit_panel, cache, options), options)
     if len(layers) > MANY:
         return draw_many_laws(cache, _panels(layers, layer_panel, cache, options), options)
-    make = layer_panel if options.layer_wise else unit_panel
+    by_unit = matrix_panel if cache.metric == MATRICES else unit_panel
+    make = layer_panel if options.layer_wise else by_unit
     return draw_laws(cache, _panels(layers, make, cache, options), options)
 
 
