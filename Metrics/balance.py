@@ -13,7 +13,7 @@ from Metrics.metric import Arrays, Context
 
 
 class Balance(ChargeMetric):
-    """The charges of balance laws and, under momentum, whether M(θ, v) is symmetric."""
+    """The charges of balance laws and, under momentum, the angular momentum of the frames."""
 
     def __init__(self, context: Context):
         super().__init__("balance", context)
@@ -36,10 +36,10 @@ class Balance(ChargeMetric):
         }
 
     def _asymmetry(self, features: StepFeatures) -> list[float]:
-        """The largest entry of J = (M − Mᵀ)/2 by layer, relative to the largest M could have.
+        """The largest entry of J = Σ (W Vᵀ − V Wᵀ)/2 by layer, relative to that of Σ |W| |V|ᵀ.
 
-        The latter is the largest entry of Σ |W_θ| |W_v|ᵀ over the sides of the frame. NaN before
-        there are momentum buffers.
+        The sums are over the sides W of the frame and their momentum buffers V. NaN before
+        there are any.
         """
         weight = lru_cache(1)(lambda name: features.parameter(name).double())
         velocity = lru_cache(1)(lambda name: self._velocity(features, name))

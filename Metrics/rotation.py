@@ -10,15 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from Metrics.charges import EXACT
+from Metrics.budget import PARTS
+from Metrics.charges import APART, EXACT
 from Metrics.equilibrium import Equilibrium, equilibrium
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
+from Models.symmetry import Family
 from Training.config import TrainConfig
 from Training.optimizers import lr_factor
 from Utils.config import validate
 
 Floats = NDArray[np.float64]
+
+_LEAK = 0.1
+"""A broken scale symmetry counts where it moves the norm by more than this part of what decay and
+random walk do; laws ask for more, as they are exact."""
 
 
 class Rotation:
@@ -88,17 +94,19 @@ class Rotation:
 
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """Whether there is an equilibrium to tend to, and the scale symmetry it needs."""
-        gates = features.conservation("open").astype(bool)
-        return {f.layer: self._verdict(gates[f.units]) for _, f in self._families}
+        return {f.layer: self._verdict(features, f) for _, f in self._families}
 
-    def _verdict(self, gates: NDArray[np.bool_]) -> Verdict:
+    def _verdict(self, features: StepFeatures, family: Family) -> Verdict:
         if isinstance(self._theory, str):
-            return Verdict(np.zeros(len(gates), bool), self._theory)
-        if self._config.optimizer not in EXACT:  # gates tell of the optimizer, not of the network
-            return Verdict(np.ones(len(gates), bool), "")
-        closed = len(gates) - int(gates.sum())
-        reason = f"the gates of {closed} of {len(gates)} scale laws are closed" if closed else ""
-        return Verdict(gates, reason)
+            return Verdict(np.zeros(len(family), bool), self._theory)
+        if self._config.optimizer not in EXACT:  # their leak tells nothing of the network
+            return Verdict(np.ones(len(family), bool), "")
+        decay, kinetic, leak = (np.abs(features.conservation(name)[family.units]) for name in PARTS)
+        broken = ~(leak <= _LEAK * (decay + kinetic))
+        apart = features.conservation("apart")[family.units].astype(bool)
+        reasons = [f"leaks move {broken.sum()} of {len(family)} norms"] if broken.any() else []
+        reasons += [APART] if apart.any() else []
+        return Verdict(~broken & ~apart, "; ".join(reasons))
 
     @cached_property
     def _config(self) -> TrainConfig:

@@ -169,15 +169,16 @@ class Charges:
     def turning(
         self, x: Callable[[str], Tensor], y: Callable[[str], Tensor]
     ) -> NDArray[np.float64]:
-        """[K] the antisymmetric part of the bilinear forms, 0 for all but matrix laws.
+        """[K] the antisymmetric matrices J = Σ (X Yᵀ − Y Xᵀ)/2, 0 for all but matrix laws.
 
-        For y = x' it is the angular momentum of the frame in which x is expressed.
+        The angular momentum of a frame, for positions x and velocities y: a rotation turns all
+        sides of the frame alike, and so they are added up whatever their signs in the charge.
 
         Args:
             x, y: give the tensors of a parameter.
         """
         parts = (r.turning(x(r.parameter), y(r.parameter)) for r in self.reductions)
-        return self._combined(parts, False)
+        return self._combined(parts, absolute=True)
 
     def _combined(self, parts: Iterator[Tensor], absolute: bool) -> NDArray[np.float64]:
         held = list(parts)
