@@ -29,7 +29,7 @@ MEASURED: dict[str, Any] = {"linestyle": "-", "linewidth": 1.6, "zorder": 2}
 EXACT: dict[str, Any] = {"linestyle": (0, (3.5, 2.2)), "linewidth": 0.8, "color": "k", "zorder": 4}
 PAPER: dict[str, Any] = {"linestyle": ":", "linewidth": 0.9, "color": GREY, "zorder": 3}
 THIN: dict[str, Any] = {"linestyle": "-", "linewidth": 0.9, "zorder": 2}
-ANGULAR: dict[str, Any] = {"linestyle": "-.", "linewidth": 0.9, "color": "#CC79A7", "zorder": 3}
+ANGULAR: dict[str, Any] = {"linestyle": "-.", "linewidth": 1.2, "color": "#A50F6B", "zorder": 5}
 ROUNDING: dict[str, Any] = {"linestyle": "-", "linewidth": 0.6, "color": "0.6", "zorder": 1}
 
 _BASE: dict[str, Any] = {
