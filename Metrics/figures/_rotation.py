@@ -1,7 +1,7 @@
 """Rotation: angles, norms and effective learning rates of layers, and their equilibrium."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,14 @@ from matplotlib.lines import Line2D
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array, Cache, Layer
-from Metrics.figures._frame import Legend, add_header, add_title, header_height, label_axes
+from Metrics.figures._frame import (
+    Legend,
+    add_header,
+    add_note,
+    add_title,
+    header_height,
+    label_axes,
+)
 from Metrics.figures._layout import Cell, grid
 from Metrics.figures._options import Options
 from Metrics.figures._panels import Curve, Panel, spread, x_values
@@ -40,22 +47,24 @@ _QUANTITIES = (
 
 def draw_rotation(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
     """Three panels, a colour for each layer: means over its units, between the checkpoints too."""
-    figure, cells = grid(len(_QUANTITIES), False, header_height(len(_QUANTITIES), options))
+    note = _note(layers)
+    header = header_height(len(_QUANTITIES), options)
+    figure, cells = grid(len(_QUANTITIES), False, header, bool(note))
     colours = style.colours(len(layers))
     x = x_values(cache.between, options)
     for cell, quantity in zip(cells, _QUANTITIES, strict=True):
-        _draw_quantity(cell, quantity, list(zip(layers, colours, strict=True)), x, options)
+        panel = _draw_quantity(cell, quantity, list(zip(layers, colours, strict=True)), x)
+        label_axes(cell, panel, "", options)
+        add_title(cell, panel, bool(note), options)
+    across = cells[-1].main.get_position().x1 - cells[0].main.get_position().x0
+    add_note(replace(cells[0], width=across * figure.get_figwidth()), note, options)
     add_header(figure, cache.title, _legend(layers, colours, options), options)
     return figure
 
 
 def _draw_quantity(
-    cell: Cell,
-    quantity: _Quantity,
-    layers: Sequence[tuple[Layer, Any]],
-    x: Array,
-    options: Options,
-) -> None:
+    cell: Cell, quantity: _Quantity, layers: Sequence[tuple[Layer, Any]], x: Array
+) -> Panel:
     curves, theories = [], []
     for layer, colour in layers:
         curve = Curve(x, layer.between[quantity.curve])
@@ -67,9 +76,15 @@ def _draw_quantity(
             line = style.EXACT if quantity.same else style.EXACT | {"color": colour}
             cell.main.plot(x, theory, **line)
     _log_axis(cell.main, [*(curve.measured for curve in curves), *theories])
-    panel = Panel.without_theory(quantity.title, "", curves)
-    label_axes(cell, panel, "", options)
-    add_title(cell, panel, False, options)
+    return Panel.without_theory(quantity.title, "", curves)
+
+
+def _note(layers: Sequence[Layer]) -> str:
+    """Why layers have no equilibrium, said once where it is the same for all."""
+    notes = [layer.note for layer in layers]
+    if len(set(notes)) == 1:
+        return notes[0]
+    return "; ".join(f"{layer.name}: {layer.note}" for layer in layers if layer.note)
 
 
 def _log_axis(axes: Axes, values: Sequence[Array]) -> None:

@@ -78,7 +78,8 @@ def asymmetry(run: RunFolder, step: int) -> float:
     first = [with_bias(x, "fc1") for x in (w, v)]
     second = [x["fc2.weight"].T for x in (w, v)]
     m = second[0] @ second[1].T - first[1] @ first[0].T
-    size = sum(np.abs(a) @ np.abs(b).T for a, b in (first, second))
+    products = [np.abs(a) @ np.abs(b).T for a, b in (first, second)]
+    size: Floats = products[0] + products[1]
     return float(np.abs(m - m.T).max() / 2 / ((size + size.T) / 2).max())
 
 

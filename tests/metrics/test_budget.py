@@ -109,7 +109,7 @@ def test_under_sgd_decay_is_that_of_the_law_and_kinetic_the_squared_gradient(own
     flags = f"--lr {eta} --wd {lam} --dtype float64 --save-freq 1"
     run = own(f"--model fc --width 8 --depth 3 {flags}")
     cache_run(run, "--metrics budget")
-    q, kinetic, decay = [], [], []
+    kinetic, decay = [], []
     for a, b in pairwise(run.checkpoint_steps()):
         old, new = weights(run, a), weights(run, b)
         g = {name: (w - new[name]) / eta - lam * w for name, w in old.items()}
