@@ -7,8 +7,8 @@ T = Σw, and the updates u have the mean square S|g|² with S = Σw². Per step:
 
     |θ|² grows by η²T²|g|²   and shrinks by 2ηλT|θ|² (2ηλ|θ|² if the decay is decoupled)
 
-and θ turns by φ = η√S|g| / |θ|. Where both cancel, |g| drops out of φ. Kosson, Messmer and Jaggi
-2024, sections 3.2 to 3.4; for momentum Wan et al. 2021, theorem 1.
+and θ turns by φ = η√S|g| / |θ|. Where both cancel, |g| drops out of φ (Kosson, Messmer and
+Jaggi, ICML 2024; for momentum Wan et al., NeurIPS 2021).
 """
 
 import math
@@ -79,8 +79,8 @@ def _lion(config: TrainConfig) -> Equilibrium:
     """φ² = 2ηλ/D: every weight moves by η, and its signs are correlated in time.
 
     The signed momentum is Gaussian with correlations ρ_k = ρ_1 β₂^(k−1), so that the signs have
-    (2/π) arcsin ρ_k (Van Vleck and Middleton 1966) and D = 1 + (4/π) Σ arcsin ρ_k. Kosson et
-    al.'s D = (2/π)/V is its first order, where all ρ_k but ρ_0 are small.
+    (2/π) arcsin ρ_k (Van Vleck and Middleton 1966) and D = 1 + (4/π) Σ arcsin ρ_k. The usual
+    D = (2/π)/V is its first order, for small ρ_k.
     """
     assert config.beta1 is not None
     assert config.beta2 is not None
