@@ -73,7 +73,7 @@ def test_a_users_model_has_its_laws(tmp_path: Path) -> None:
     extract_run(run)
     found = {d.metric: d for d in map(deviation, cache_run(run)) if d is not None}
     # the residual stream; gain to up, up to down, gain to head; sums that a norm or softmax ignores
-    laws = {"scale": 1, "rescale": 8 + 16 + 8, "translation": 64 + 1 + 16 + 1 + 8 + 1}
+    laws = {"scale": 1, "rescale": 8 + 16 + 8, "translation": 64 + 1 + 16 + 1 + 8 + 1, "balance": 0}
     assert {metric: d.laws for metric, d in found.items()} == laws
     assert {metric: d.open for metric, d in found.items()} == laws
     assert max(d.worst[0] for d in found.values()) < 1e-5
