@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
-from Metrics.metric import Context, Metric, Verdict
+from Metrics.metric import Arrays, Context, Derives, Metric, Verdict
 from Metrics.model_at import ModelAt
 from Metrics.registry import METRICS, MetricEntry
 from Models.symmetry import Laws
@@ -71,6 +71,7 @@ class CacheFile:
 
     def _read(self, file: h5py.File) -> None:
         arrays = {path: dataset[()] for path, dataset in datasets(file)}
+        derived = self._derived(arrays)
         sources = arrays.pop("sources").astype(str).tolist()
         self._sources = dict(zip(arrays.pop("steps").tolist(), sources, strict=True))
         gates = file.get("gate", {})
@@ -80,8 +81,12 @@ class CacheFile:
         self._parts = {
             path: [array]
             for path, array in arrays.items()
-            if not path.startswith("gate/") and not path.endswith(_UNIT)
+            if not path.startswith("gate/") and not path.endswith(_UNIT) and path not in derived
         }
+
+    def _derived(self, curves: Arrays) -> Arrays:
+        """What follows from the curves of all steps together."""
+        return self._metric.derived(curves) if isinstance(self._metric, Derives) else {}
 
     def update(self, step: int, features: StepFeatures) -> bool:
         """Compute the metric at a step, unless it is here already.
@@ -135,10 +140,11 @@ class CacheFile:
         arrays = {path: np.concatenate(parts) for path, parts in self._parts.items()}
         order = np.argsort(list(self._sources))
         dense_order = np.unique(arrays.get("dense/steps", []), return_index=True)[1]
-        return {
+        curves = {
             path: array[dense_order if path.startswith("dense/") else order]
             for path, array in arrays.items()
         }
+        return curves | dict(self._derived({"steps": np.array(sorted(self._sources)), **curves}))
 
     def _attributes(self, sources: Sequence[str]) -> dict[str, str]:
         entry = self._entry
@@ -174,11 +180,9 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    model_at = ModelAt(run, hyperparameters, config)
-    buffers = frozenset(hyperparameters.get("save_buffers", ()))
-    seed = hyperparameters["seed"]
-    context = Context(Laws.load(run.symmetries), config, seed, model_at, buffers)
-    entries, without = _with_and_without_buffers(config, buffers)
+    laws, model_at = Laws.load(run.symmetries), ModelAt(run, hyperparameters, config)
+    context = Context(laws, config, hyperparameters, model_at)
+    entries, without = _with_and_without_buffers(config, context.buffers)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
         caches = [
@@ -190,7 +194,7 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
             )
             for entry in entries
         ]
-        new, unreadable = _pass(run, context.laws, steps, caches)
+        new, unreadable = _pass(run, laws, steps, caches)
         log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
         if without:
             log.info(without)

@@ -102,10 +102,11 @@ class StepFeatures:
         return self._known[name]
 
     @property
-    def decay(self) -> NDArray[np.float64]:
-        """What weight decay has added to each charge since the start, [K]."""
-        parts = ("start", "kinetic", "leak")
-        return self.conservation("charge") - sum(map(self.conservation, parts))
+    def parts(self) -> dict[str, NDArray[np.float64]]:
+        """What has changed each charge since the start, [K] each: decay, kinetic and leak."""
+        kinetic, leak = self.conservation("kinetic"), self.conservation("leak")
+        change = self.conservation("charge") - self.conservation("start")
+        return {"decay": change - kinetic - leak, "kinetic": kinetic, "leak": leak}
 
     @cached_property
     def record(self) -> dict[str, NDArray[np.float64]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,24 @@ class Context:
     Attributes:
         laws: the run's conservation laws.
         config: the command line.
-        seed: the run's seed.
+        hyperparameters: of the run, as ``hyperparameters.json`` has them.
         model_at: the run's network at the checkpoints; costs nothing until it is used.
-        buffers: what the run kept with ``--save-buffers``.
     """
 
     laws: Laws
     config: CacheConfig
-    seed: int
+    hyperparameters: Mapping[str, Any]
     model_at: ModelAt
-    buffers: frozenset[str]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.hyperparameters["seed"])
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """What the run kept with ``--save-buffers``."""
+        return frozenset(self.hyperparameters.get("save_buffers", ()))
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,18 @@ class Metric(Protocol):
 
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """Whether theory applies, by layer."""
+
+
+@runtime_checkable
+class Derives(Protocol):
+    """What else a metric is whose curves follow from those of several checkpoints."""
+
+    def derived(self, curves: Arrays) -> Arrays:
+        """Curves of the cache that are made anew from all the others at every write.
+
+        Args:
+            curves: "steps" [T], and :meth:`Metric.rows` and :meth:`Metric.dense` over all steps.
+        """
 
 
 class Curves:

@@ -8,7 +8,9 @@ from Utils.registry import Entry, Registry
 _PAPER = "Kunin et al., Neural Mechanics, ICLR 2021"
 
 
-Kind = Literal["law", "phase", "units", "gradients", "stability", "certificate", "curves"]
+Kind = Literal[
+    "law", "budget", "rotation", "phase", "units", "gradients", "stability", "certificate", "curves"
+]
 """The forms of figures."""
 
 
@@ -24,7 +26,8 @@ class MetricEntry(Entry):
         ylabel: the quantity, as mathtext.
         units: of the quantity.
         kind: "law" if predictions stand beside the measurements; else the form of its figure:
-            "phase" for velocities over positions, "units" for curves of units of layers,
+            "budget" for parts of a change, "rotation" for angles and norms, "phase" for
+            velocities over positions, "units" for curves of units of layers,
             "gradients" for weights and their gradients, "stability" for eigenvalues and their
             threshold, "certificate" for deviations from zero, "curves" for anything.
         default: whether it is computed if no metrics are named; those that run the network at
@@ -69,6 +72,34 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Translation symmetry",
             ylabel=r"$\langle c, \theta \rangle$",
             kind="law",
+        ),
+        MetricEntry(
+            "balance",
+            "Metrics.balance:Balance",
+            "matrices of linear layers in a row and of attention heads, and their law",
+            "Arora et al., ICML 2018; Marcotte et al., NeurIPS 2023",
+            title="Balance of matrices",
+            ylabel=r"$(W_2^\top W_2 - W_1 W_1^\top)_{ij}$",
+            kind="law",
+        ),
+        MetricEntry(
+            "budget",
+            "Metrics.budget:Budget",
+            "what has changed each charge, for any optimizer: decay, kinetic energy and leak",
+            title="Budget of conserved quantities",
+            ylabel="change since step 0",
+            kind="budget",
+        ),
+        MetricEntry(
+            "rotation",
+            "Metrics.rotation:Rotation",
+            "angles, norms and effective learning rates of scale-invariant weights, and their "
+            "equilibrium",
+            "Kosson et al., Rotational Equilibrium, ICML 2024; Wan et al., NeurIPS 2021",
+            title="Rotation of scale-invariant weights",
+            ylabel="angle per step (rad)",
+            units="rad",
+            kind="rotation",
         ),
         MetricEntry(
             "performance",

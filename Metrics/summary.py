@@ -20,7 +20,7 @@ class Deviation:
         laws: how many it has.
         open: how many of their gates are open.
         worst: |measured − exact law| / size, |measured − the paper's continuous law| / size,
-            and what the broken symmetry has moved / size.
+            and what the broken symmetry has moved / size; NaN without a theory.
         closed: the metric and layer of closed gates, each with the reason.
     """
 
@@ -32,8 +32,9 @@ class Deviation:
     closed: tuple[str, ...]
 
     def row(self) -> tuple[str, ...]:
-        """Its line in the table; nothing is claimed where no gate is open."""
-        worst = (f"{x:.1e}" if self.open else "–" for x in self.worst)
+        """Its line in the table; nothing is claimed where no gate is open, or by no theory."""
+        exact, paper, leak = (f"{x:.1e}" if self.open else "–" for x in self.worst)
+        worst = (exact, "–" if np.isnan(self.worst[1]) else paper, leak)
         return (self.run, self.metric, str(self.laws), str(self.open), *worst)
 
 

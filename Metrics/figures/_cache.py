@@ -82,7 +82,8 @@ class Layer:
         name: the layer's.
         measured: [T, U].
         law: predictions, for metrics about conservation laws.
-        beside: other curves, [T, U] or [T], by name, for metrics of other kinds.
+        beside: other curves, [T, U] or [T], by name.
+        between: curves [D] of the record between the checkpoints, for metrics of other kinds.
         note: why a theory does not apply to the layer, for metrics of other kinds.
     """
 
@@ -90,6 +91,7 @@ class Layer:
     measured: Array
     law: Law | None = None
     beside: Mapping[str, Array] = field(default_factory=dict)
+    between: Mapping[str, Array] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -103,11 +105,12 @@ class Cache:
 
     Attributes:
         metric: its name.
-        kind: as in :class:`Metrics.registry.MetricEntry`.
+        kind: of :class:`Metrics.registry.MetricEntry`, which decides on the figure's form.
         title: what the metric is, in a few words.
         ylabel: label of the quantity, in mathtext.
         at: where the T checkpoints lie.
         layers: in the order of the file, which is the network's.
+        between: where the D points of the record between the checkpoints lie.
     """
 
     metric: str
@@ -116,6 +119,7 @@ class Cache:
     ylabel: str
     at: Axis
     layers: tuple[Layer, ...]
+    between: Axis
 
 
 def read_cache(path: Path) -> Cache:
@@ -134,6 +138,7 @@ def read_cache(path: Path) -> Cache:
             ylabel=str(h5.attrs["ylabel"]),
             at=_axis(h5),
             layers=tuple(read(h5, name) for name in h5.get("empirical", ())),
+            between=_axis(h5["dense"]) if "dense" in h5 else Axis(np.empty(0), np.empty(0)),
         )
 
 
@@ -160,18 +165,6 @@ def read_header(path: Path) -> Header:
         metric = str(h5.attrs["metric"])
         names = h5.get("empirical", ()) if metric != PERFORMANCE else ()
         return Header(path, metric, str(h5.attrs["features_hash"]), tuple(names))
-
-
-def _layer(h5: h5py.File, name: str) -> Layer:
-    curves = [group for group in h5 if isinstance(h5[group], h5py.Group) and name in h5[group]]
-    beside = {curve: _array(h5[curve][name]) for curve in curves if curve != "gate"}
-    measured = beside.pop("empirical")
-    note = str(h5["gate"][name].attrs["reason"]) if "gate" in curves else ""
-    return Layer(name, measured, beside=beside, note=note)
-
-
-def _law_layer(h5: h5py.File, name: str) -> Layer:
-    return Layer(name, _array(h5["empirical"][name]), _law(h5, name))
 
 
 def _law(h5: h5py.File, name: str) -> Law:
@@ -206,3 +199,21 @@ def _array(dataset: h5py.Dataset) -> Array:
     """The values as float64; those of a run that diverged become NaN, which is not drawn."""
     values: Array = dataset[()].astype(float)
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def _layer(h5: h5py.File, name: str) -> Layer:
+    beside = _curves(h5, name)
+    note = str(h5["gate"][name].attrs["reason"]) if name in h5.get("gate", ()) else ""
+    between = _curves(h5["dense"], name) if "dense" in h5 else {}
+    return Layer(name, beside.pop("empirical"), beside=beside, between=between, note=note)
+
+
+def _law_layer(h5: h5py.File, name: str) -> Layer:
+    beside = {"asymmetry": _array(h5["asymmetry"][name])} if "asymmetry" in h5 else {}
+    return Layer(name, _array(h5["empirical"][name]), _law(h5, name), beside)
+
+
+def _curves(group: h5py.Group, name: str) -> dict[str, Array]:
+    """The curves of a layer in a group."""
+    curves = [c for c in group if isinstance(group[c], h5py.Group) and c not in ("gate", "dense")]
+    return {curve: _array(group[curve][name]) for curve in curves if name in group[curve]}

@@ -4,20 +4,27 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
+from Metrics.figures._budget import draw_budget
 from Metrics.figures._cache import PERFORMANCE, Cache, Layer
 from Metrics.figures._certificate import draw_certificate
 from Metrics.figures._curves import draw_gradients, draw_network, draw_performance
 from Metrics.figures._laws import draw_laws, draw_many_laws
 from Metrics.figures._options import NothingToDraw, Options, check_layers, select_layers
-from Metrics.figures._panels import Panel, layer_panel, spread, unit_panel
+from Metrics.figures._panels import Panel, layer_panel, matrix_panel, spread, unit_panel
 from Metrics.figures._phase import draw_phase
+from Metrics.figures._rotation import draw_rotation
 from Metrics.figures._stability import draw_stability
 from Metrics.figures._style import settings
+
+MATRICES = "balance"
+"""The metric whose units are the entries of a matrix."""
 
 MANY = 12
 """The most panels that a page holds."""
 
 _OTHER_KINDS: dict[str, Callable[[Cache, Sequence[Layer], Options], Figure]] = {
+    "budget": draw_budget,
+    "rotation": draw_rotation,
     "phase": draw_phase,
     "gradients": draw_gradients,
     "stability": draw_stability,
@@ -62,7 +69,8 @@ def _draw(cache: Cache, options: Options) -> Figure:
         return draw_network(cache, _panels(some, unit_panel, cache, options), options)
     if len(layers) > MANY:
         return draw_many_laws(cache, _panels(layers, layer_panel, cache, options), options)
-    make = layer_panel if options.layer_wise else unit_panel
+    by_unit = matrix_panel if cache.metric == MATRICES else unit_panel
+    make = layer_panel if options.layer_wise else by_unit
     return draw_laws(cache, _panels(layers, make, cache, options), options)
 
 

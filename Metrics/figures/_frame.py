@@ -62,11 +62,19 @@ def prediction_legend(colours: Sequence[Any], panels: Sequence[Panel], precision
     """
     ends = dict.fromkeys((0, len(colours) // 2, len(colours) - 1))
     measured = tuple(Line2D([], [], color=colours[i], **style.MEASURED) for i in ends)
-    if not any(panel.predicted for panel in panels):
-        return [measured], ["measured"]
-    lines = [Line2D([], [], **kind) for kind in (style.EXACT, style.PAPER, style.ROUNDING)]
-    labels = ["measured", "exact law", "continuous theory", f"{precision} rounding"]
-    return [measured, *lines], labels
+    kinds = dict.fromkeys(kind for panel in panels for kind in panel.kinds)
+    entries: list[tuple[str, Any]] = [("measured", measured)]
+    if kinds:
+        colour_of = style.KINDS
+        entries = [(k, Line2D([], [], color=colour_of[k], **style.MEASURED)) for k in kinds]
+    lines = {
+        "exact law": (style.EXACT, any(panel.predicted for panel in panels)),
+        "continuous theory": (style.PAPER, any(len(panel.paper_x) for panel in panels)),
+        "angular momentum": (style.ANGULAR, any(panel.angular for panel in panels)),
+        f"{precision} rounding": (style.ROUNDING, any(panel.predicted for panel in panels)),
+    }
+    entries += [(label, Line2D([], [], **line)) for label, (line, there) in lines.items() if there]
+    return [handle for _, handle in entries], [label for label, _ in entries]
 
 
 def add_title(cell: Cell, panel: Panel, notes: bool, options: Options) -> None:

@@ -74,13 +74,17 @@ def _draw_curves(cell: Cell, panel: Panel, colours: Sequence[Any], floor: float)
     assert cell.lower is not None
     for curve, colour in zip(panel.curves, colours, strict=True):
         cell.main.plot(curve.x, curve.measured, color=colour, **style.MEASURED)
-        if curve.exact is not None and curve.residual is not None and curve.paper is not None:
+        if curve.paper is not None:
             cell.main.plot(curve.x, curve.paper, **style.PAPER)
+        if curve.exact is not None and curve.residual is not None:
             cell.main.plot(curve.x, curve.exact, **style.EXACT)
             residual = np.maximum(curve.residual, floor)
             cell.lower.plot(curve.x, residual, color=colour, **style.THIN)
-    if panel.predicted:
+    if len(panel.paper_x):
         cell.lower.plot(panel.paper_x, np.maximum(panel.paper_residual, floor), **style.PAPER)
+    if panel.angular is not None:
+        angular = np.maximum(panel.angular.measured, floor)
+        cell.lower.plot(panel.angular.x, angular, **style.ANGULAR)
 
 
 def _residual_axis(
@@ -97,13 +101,15 @@ def _residual_range(panels: Sequence[Panel]) -> tuple[Precision, tuple[float, fl
     """The precision the run computed in, as its residuals tell, and limits that show them."""
     exact = _positive([c.residual for p in panels for c in p.curves if c.residual is not None])
     paper = _positive([panel.paper_residual for panel in panels])
+    angular = _positive([panel.angular.measured for panel in panels if panel.angular is not None])
     double = exact.size and np.median(exact) < _BETWEEN_PRECISIONS
     precision: Precision = "float64" if double else "float32"
     rounding = _ROUNDING[precision]
     # By chance some residuals are next to nothing; they shall not stretch the axis, nor shall
     # a theory that is wrong by more than the size of the quantity.
     low = min(float(np.quantile(exact, 0.02)) if exact.size else rounding, rounding)
-    high = max(exact.max(initial=rounding), min(paper.max(initial=0.0), 1.0))
+    others = max(paper.max(initial=0.0), angular.max(initial=0.0))
+    high = max(exact.max(initial=rounding), min(others, 1.0))
     return precision, (low / 3, high * 3)
 
 
@@ -147,7 +153,9 @@ def _key_width(panels: Sequence[Panel]) -> float:
 
 
 def _palettes(panels: Sequence[Panel]) -> list[list[Any]]:
-    """Colours for each panel: of its units, or, where it has one curve, of the layer."""
+    """Colours for each panel: of its units or their kinds, or, of a single curve, of the layer."""
+    if any(panel.kinds for panel in panels):
+        return [[style.KINDS[kind] for kind in panel.kinds] for panel in panels]
     by_layer = style.colours(len(panels))
     return [
         style.colours(len(panel.curves)) if len(panel.curves) > 1 else [colour]

@@ -1,6 +1,7 @@
 """What each panel of a figure shows, as numbers: no drawing happens here."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ class Curve:
         x: steps or times.
         measured: what was measured.
         exact: prediction of the discrete law.
-        paper: the paper's continuous prediction.
+        paper: the paper's continuous prediction; ``None`` also for optimizers it knows nothing of.
         residual: |measured − exact| / size.
     """
 
@@ -42,6 +43,8 @@ class Panel:
         paper_x: [n] where ``paper_residual`` lies; empty without predictions.
         paper_residual: [n] largest |measured − paper| / size of the units.
         note: why some units, or all, have no prediction; empty if all have one.
+        kinds: what each curve is, where that is what colours tell.
+        angular: the angular momentum of a matrix law, relative to its size, where it has one.
     """
 
     title: str
@@ -51,6 +54,8 @@ class Panel:
     paper_x: Array
     paper_residual: Array
     note: str
+    kinds: tuple[str, ...] = ()
+    angular: Curve | None = None
 
     @staticmethod
     def without_theory(
@@ -81,6 +86,29 @@ def unit_panel(
     order = _by_start(layer.measured if ordered_by is None else ordered_by, units)
     curves = [_unit_curve(layer, unit, x) for unit in order]
     return _with_theory(layer, _count(len(units), layer.units), False, curves, x, units)
+
+
+def matrix_panel(layer: Layer, cache: Cache, options: Options) -> Panel:
+    """Entries of a symmetric matrix whose upper triangle the units are, row by row.
+
+    Half of the curves are on the diagonal, if it is so long.
+    """
+    rows, columns = np.triu_indices((math.isqrt(8 * layer.units + 1) - 1) // 2)
+    diagonal, others = np.flatnonzero(rows == columns), np.flatnonzero(rows < columns)
+    some = diagonal[spread(len(diagonal), max(options.max_units - len(others), _half(options)))]
+    rest = others[spread(len(others), options.max_units - len(some))]
+    units, x = np.concatenate([some, rest]), x_values(cache.at, options)
+    shown = f"{len(units)} of {layer.units} entries" if len(units) < layer.units else "all entries"
+    curves = [_unit_curve(layer, unit, x) for unit in units]
+    panel = _with_theory(layer, shown, False, curves, x, units)
+    kinds = ("diagonal",) * len(some) + ("off-diagonal",) * len(rest)
+    asymmetry = layer.beside.get("asymmetry")
+    angular = None if asymmetry is None or not panel.predicted else Curve(x, asymmetry)
+    return replace(panel, kinds=kinds, angular=angular)
+
+
+def _half(options: Options) -> int:
+    return -(-options.max_units // 2)
 
 
 def layer_panel(layer: Layer, cache: Cache, options: Options) -> Panel:
@@ -133,8 +161,15 @@ def _with_theory(
         return Panel.without_theory(layer.name, shown, curves, is_sum, note)
     note = "" if law.open.all() else f"unpredicted: {law.reason}"
     drawn = units[law.open[units]]
+    if _known(law.paper[:, drawn]) is None:
+        return Panel.without_theory(layer.name, shown, curves, is_sum, note)
     paper = relative(layer.measured[:, drawn], law.paper[:, drawn], law.size[:, drawn])
     return Panel(layer.name, shown, is_sum, curves, x, worst(paper), note)
+
+
+def _known(paper: Array) -> Array | None:
+    """The paper's prediction, if it has one: it is NaN from the first update on if not."""
+    return paper if np.isfinite(paper[1:]).any() else None
 
 
 def _unit_curve(layer: Layer, unit: int, x: Array) -> Curve:
@@ -143,23 +178,23 @@ def _unit_curve(layer: Layer, unit: int, x: Array) -> Curve:
         return Curve(x, measured)
     exact = law.exact[:, unit]
     residual = relative(measured, exact, law.size[:, unit])
-    return Curve(x, measured, exact, law.paper[:, unit], residual)
+    return Curve(x, measured, exact, _known(law.paper[:, unit]), residual)
 
 
 def _dense_curve(law: Law, dense: Dense, options: Options) -> Curve:
     x = x_values(dense.at, options)
     if not law.open.all():
         return Curve(x, dense.measured)
-    return Curve(x, dense.measured, dense.exact, dense.paper, dense.residual)
+    return Curve(x, dense.measured, dense.exact, _known(dense.paper), dense.residual)
 
 
 def _sum_curve(layer: Layer, units: Indices, x: Array) -> Curve:
     law, measured = layer.law, layer.measured[:, units]
     if law is None or not law.open[units].all():
         return Curve(x, measured.sum(axis=1))
-    exact, paper = law.exact[:, units], law.paper[:, units]
+    exact, paper = law.exact[:, units], _known(law.paper[:, units].sum(axis=1))
     residual = worst(relative(measured, exact, law.size[:, units]))
-    return Curve(x, measured.sum(axis=1), exact.sum(axis=1), paper.sum(axis=1), residual)
+    return Curve(x, measured.sum(axis=1), exact.sum(axis=1), paper, residual)
 
 
 def _by_start(measured: Array, units: Indices) -> Indices:

@@ -24,10 +24,14 @@ _FAR_APART = 30.0
 # Okabe and Ito's colours without black (the predictions') and yellow (too pale on white).
 _FEW = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
+KINDS = {"diagonal": "#0072B2", "off-diagonal": "#E69F00"}
+"""Colours of curves that differ in kind."""
+
 MEASURED: dict[str, Any] = {"linestyle": "-", "linewidth": 1.6, "zorder": 2}
 EXACT: dict[str, Any] = {"linestyle": (0, (3.5, 2.2)), "linewidth": 0.8, "color": "k", "zorder": 4}
 PAPER: dict[str, Any] = {"linestyle": ":", "linewidth": 0.9, "color": GREY, "zorder": 3}
 THIN: dict[str, Any] = {"linestyle": "-", "linewidth": 0.9, "zorder": 2}
+ANGULAR: dict[str, Any] = {"linestyle": "-.", "linewidth": 1.2, "color": "#A50F6B", "zorder": 5}
 ROUNDING: dict[str, Any] = {"linestyle": "-", "linewidth": 0.6, "color": "0.6", "zorder": 1}
 
 _BASE: dict[str, Any] = {

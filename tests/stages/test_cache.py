@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from Metrics import METRICS
 from Metrics.summary import deviation
 from tests.runs import (
     Runs,
@@ -73,7 +74,7 @@ def test_a_users_model_has_its_laws(tmp_path: Path) -> None:
     extract_run(run)
     found = {d.metric: d for d in map(deviation, cache_run(run)) if d is not None}
     # the residual stream; gain to up, up to down, gain to head; sums that a norm or softmax ignores
-    laws = {"scale": 1, "rescale": 8 + 16 + 8, "translation": 64 + 1 + 16 + 1 + 8 + 1}
+    laws = {"scale": 1, "rescale": 8 + 16 + 8, "translation": 64 + 1 + 16 + 1 + 8 + 1, "balance": 0}
     assert {metric: d.laws for metric, d in found.items()} == laws
     assert {metric: d.open for metric, d in found.items()} == laws
     assert max(d.worst[0] for d in found.values()) < 1e-5
@@ -109,7 +110,8 @@ def test_a_full_disk_loses_nothing(own: Runs) -> None:
     assert set(contents(run)) == {"performance.h5", "scale.h5", "rescale.h5"}
     assert old.read_bytes() == before
     cache_run(run)
-    assert len(contents(run)) == 5
+    made = [m.name for m in METRICS if m.default and not m.needs]
+    assert set(contents(run)) == {f"{name}.h5" for name in made}
 
 
 def test_a_file_where_a_folder_should_be(own: Runs) -> None:
