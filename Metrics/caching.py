@@ -20,11 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from Metrics.config import CacheConfig
-from Metrics.features import StepFeatures, step_features
+from Metrics.features import NotRecorded, StepFeatures, step_features
 from Metrics.metric import Context, Metric, Verdict
 from Metrics.model_at import ModelAt
+from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
+from Metrics.unobserved import Unobserved
 from Models.symmetry import Laws
+from Training.upstream import is_upstreams, read_hyperparameters
+from Training.upstream_checkpoints import refuse_their_files
 from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
@@ -60,6 +64,11 @@ class CacheFile:
             with open_hdf5(path, _AGAIN) as file:
                 self._check_settings(json.loads(file.attrs["settings"]))
                 self._read(file)
+
+    @property
+    def name(self) -> str:
+        """The metric's."""
+        return self._entry.name
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         for name, value in self._metric.settings.items():
@@ -170,12 +179,16 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         UserError: a stage is missing; a file is damaged, after all others were cached; or a
             cache was made from the features of another run.
     """
-    hyperparameters = run.read_hyperparameters()
+    hyperparameters = read_hyperparameters(run)
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    model_at = ModelAt(run, hyperparameters, config)
-    context = Context(Laws.load(run.symmetries), config, hyperparameters["seed"], model_at)
+    model_at, laws = ModelAt(run, hyperparameters, config), Laws.load(run.symmetries)
+    theirs = is_upstreams(hyperparameters)
+    predict = Unobserved(run, laws, hyperparameters) if theirs else recorded
+    context = Context(laws, config, hyperparameters["seed"], model_at, predict)
+    if theirs:
+        refuse_their_files(run.cache(name, config.suffix) for name in config.metric_names())
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
         caches = [
@@ -187,35 +200,73 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
             )
             for name in config.metric_names()
         ]
-        new, unreadable = _pass(run, context.laws, steps, caches)
+        new, unreadable, failed = _pass(run, laws, steps, caches)
         log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
+        for name, error in failed.items():
+            if isinstance(error, NotRecorded):
+                log.info("%s is left out: %s", name, error)
+    return _successful(caches, failed, unreadable, len(steps))
+
+
+def _successful(
+    caches: Sequence[CacheFile],
+    failed: Mapping[str, UserError],
+    unreadable: Mapping[str, UserError],
+    steps: int,
+) -> list[CacheFile]:
+    """The caches of a pass that ended well.
+
+    Raises:
+        UserError: a metric failed, unless the run lacks what it needs and others were cached;
+            or feature files were unreadable.
+    """
     if unreadable:
-        raise left_out(unreadable, len(steps))
-    return caches
+        raise left_out(unreadable, steps)
+    mistakes = [error for error in failed.values() if not isinstance(error, NotRecorded)]
+    if mistakes or len(failed) == len(caches):
+        raise (mistakes or list(failed.values()))[0]
+    return [cache for cache in caches if cache.name not in failed]
 
 
 def _pass(
     run: RunFolder, laws: Laws, steps: Sequence[int], caches: Sequence[CacheFile]
-) -> tuple[int, dict[str, UserError]]:
-    """Show every step's features to every cache, once.
+) -> tuple[int, dict[str, UserError], dict[str, UserError]]:
+    """Show every step's features to every cache, once; a metric that fails stops no other.
 
     Returns:
-        how many steps were new to a cache, and what was wrong with unreadable feature files.
+        how many steps were new to a cache, what was wrong with unreadable feature files, and
+        with metrics, by their name.
     """
-    new, unreadable, written = 0, dict[str, UserError](), time.monotonic()
+    new, written = 0, time.monotonic()
+    unreadable, failed = dict[str, UserError](), dict[str, UserError]()
     for step in progress(steps, "caching"):
         path = run.features(step)
         try:
             with step_features(path, laws) as features:
-                added = [cache.update(step, features) for cache in caches]
-            new += any(added)
+                new += _update(caches, step, features, failed)
         except Unreadable as error:
             unreadable[path.name] = error
         if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
             _write(caches)
             written = time.monotonic()
     _write(caches)
-    return new, unreadable
+    return new, unreadable, failed
+
+
+def _update(
+    caches: Sequence[CacheFile], step: int, features: StepFeatures, failed: dict[str, UserError]
+) -> bool:
+    """Show a step to all caches that have not failed; returns whether it was new to any."""
+    added = False
+    for cache in caches:
+        if cache.name not in failed:
+            try:
+                added |= cache.update(step, features)
+            except Unreadable:
+                raise
+            except UserError as error:
+                failed[cache.name] = error
+    return added
 
 
 def _write(caches: Sequence[CacheFile]) -> None:

@@ -7,8 +7,7 @@ import numpy as np
 
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
-from Models.symmetry import Family, Kind
-from Training.conservation import LEAK_TOLERANCE
+from Models.symmetry import Kind
 
 
 class ChargeMetric:
@@ -21,6 +20,7 @@ class ChargeMetric:
 
     def __init__(self, kind: Kind, context: Context):
         families = context.laws.families
+        self._predict = context.predict
         self._families = [(i, f) for i, f in enumerate(families) if f.kind == kind]
 
     @property
@@ -30,11 +30,12 @@ class ChargeMetric:
     def rows(self, features: StepFeatures) -> Arrays:
         """Per unit: the charge, its predictions, its size and what the leak has moved."""
         measured, size = features.charges
+        predicted = self._predict(features)
         curves = {
             "empirical": measured,
-            "exact": features.conservation("charge"),
-            "theoretical": features.conservation("paper"),
-            "leak": features.conservation("leak"),
+            "exact": predicted.exact,
+            "theoretical": predicted.theoretical,
+            "leak": predicted.leak,
             "size": size,
         }
         return {
@@ -45,6 +46,8 @@ class ChargeMetric:
 
     def dense(self, features: StepFeatures) -> Arrays:
         """Per layer: sums over its units, and the largest relative residual."""
+        if not features.observed:
+            return {}
         record = features.record
         curves = ("empirical", "exact", "theoretical", "residual")
         return {
@@ -59,23 +62,11 @@ class ChargeMetric:
 
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """The gates: whether the laws' preconditions have held."""
-        gates = features.conservation("open").astype(bool)
+        predicted = self._predict(features)
         return {
-            family.layer: Verdict(gates[family.units], _reason(features, family))
+            family.layer: Verdict(predicted.open[family.units], predicted.reason(family))
             for _, family in self._families
         }
-
-
-def _reason(features: StepFeatures, family: Family) -> str:
-    """Why gates of a family are closed."""
-    leaks = features.conservation("leak_peak")[family.units]
-    leaking = ~(leaks <= LEAK_TOLERANCE)
-    reasons = []
-    if leaking.any():
-        reasons.append(f"leak {leaks.max():.0e} in {leaking.sum()} of {len(family)} laws")
-    if features.conservation("apart")[family.units].any():
-        reasons.append("its parameters are updated with different hyper-parameters")
-    return "; ".join(reasons)
 
 
 scale = partial(ChargeMetric, "scale")
