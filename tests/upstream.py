@@ -164,7 +164,7 @@ class CustomSGD(torch.optim.Optimizer):
         self.rates = 2 * flags["wd"], gamma, omega
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         group, squares = self.param_groups[0], []
         for p in group["params"]:
             state, d = self.state[p], p.grad + group["weight_decay"] * p
@@ -255,7 +255,7 @@ def train(
             inputs = torch.randn(8, *SHAPES[flags["dataset"]], dtype=dtype)
             loss = functional.cross_entropy(model(inputs), torch.randint(0, 10, (8,)))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             trained.rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             if flags["save_freq"] and step % flags["save_freq"] == 0:
