@@ -186,7 +186,9 @@ class Unobserved:
         dampens = self._hyperparameters[UPSTREAM]["dampens_first_step"]
         for phase in self._phases:
             for k in range(max(phase.start, self._reached), int(min(phase.stop, step))):
-                c = replace(phase.coefficients, first=k == 0 and not dampens)
+                c = phase.coefficients
+                if k == 0 and not dampens:
+                    c = replace(c, first=bool(c.momentum))
                 s, p = linear_step(s, p, c, nothing)
                 u, rate = paper_linear_step(u, rate, c)
         self._factors, self._reached = (s, p, u, rate), step
@@ -250,10 +252,11 @@ class Unobserved:
         return {}
 
     def _charges_of(self, features: StepFeatures, buffer: str) -> Floats | None:
+        """What elements of integrated squares sum up to in each quadratic law, [Q]."""
         quadratic, kept = self._laws.quadratic, dict[str, Tensor]()
-        for name in {r.parameter for r in quadratic.reductions}:
+        for name in {reduction.parameter for reduction in quadratic.reductions}:
             value = features.buffer(name, buffer)
             if value is None:
                 return None
-            kept[name] = value
-        return quadratic.of_squares(kept.__getitem__, features.parameters)
+            kept[name] = value.double()
+        return quadratic.evaluate(kept.__getitem__)

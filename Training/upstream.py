@@ -18,7 +18,7 @@ from Utils.config import validate
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 
-_ONLY_THEIRS = frozenset({"gpu", "tpu", "workers", "save"})
+_ONLY_THEIRS = frozenset({"gpu", "save"})
 """Keys of its ``hyperparameters.json`` that ours never has."""
 
 UPSTREAM = "upstream"

@@ -90,6 +90,8 @@ def _flat(state: Mapping[str, Any]) -> dict[str, Tensor | float | None]:
 def add_laws(run: RunFolder, hyperparameters: dict[str, Any]) -> int:
     """Find the laws of a run's architecture and loss, and write ``symmetries.h5``.
 
+    None of its architectures has matrix laws.
+
     Returns:
         how many there are.
 
@@ -98,7 +100,7 @@ def add_laws(run: RunFolder, hyperparameters: dict[str, Any]) -> int:
     """
     model = rebuild_model(run, hyperparameters, "nothing can be extracted without it")
     example = torch.zeros(2, *hyperparameters["task"]["input_shape"])
-    laws = find_laws(model, example, hyperparameters["loss"], hyperparameters["balance"])
+    laws = find_laws(model, example, hyperparameters["loss"], matrices=False)
     laws.save(run.symmetries)
     return len(laws)
 

@@ -189,28 +189,6 @@ class Charges:
         parts = (r.form(x(r.parameter), y(r.parameter)) for r in self.reductions)
         return self._combined(parts, absolute)
 
-    def of_squares(
-        self, squares: Callable[[str], Tensor], shapes: Mapping[str, Sequence[int]]
-    ) -> NDArray[np.float64]:
-        """The quadratic charges [K] of tensors that are known by their element-wise squares.
-
-        Args:
-            squares: gives the squares of a parameter's tensor.
-            shapes: of all parameters, by name.
-
-        Returns:
-            NaN for matrix laws, which squares do not tell.
-        """
-        parts = (
-            (
-                torch.full((r.outputs(shapes[r.parameter]),), torch.nan)
-                if r.is_gram
-                else r(squares(r.parameter).double())
-            )
-            for r in self.reductions
-        )
-        return self._combined(parts, False)
-
     def _combined(self, parts: Iterator[Tensor], absolute: bool) -> NDArray[np.float64]:
         held = list(parts)
         reduced = torch.cat(held).double().cpu().numpy() if held else np.zeros(0)

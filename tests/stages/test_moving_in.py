@@ -439,6 +439,20 @@ def test_without_data_there_are_no_probe_outputs(
         np.testing.assert_allclose(file["probe/logits"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_with_data_the_network_itself_is_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train(tmp_path / "e" / "x", epochs=1, train_batch_size=60_000)
+    extract_run(trained.run, "--probe none")
+    monkeypatch.setattr("Metrics.model_at.load_dataset", noise)
+    cache_run(trained.run, "--metrics certificate,sharpness --examples 4 --eigenvalues 1")
+    with h5py.File(trained.run.cache("certificate")) as file:
+        assert sum(len(gate) for gate in file["gate"].values()) == 601
+        assert all(gate[()].all() for gate in file["gate"].values())
+    with h5py.File(trained.run.cache("sharpness")) as file:
+        assert file["theoretical/Hessian"][()].tolist() == [20.0, 20.0]
+
+
 # ---------------------------------------------------------------- forms of files
 
 
