@@ -53,6 +53,7 @@ class Unobserved:
         self._quadratic = len(laws.quadratic)
         self._factors = _START
         self._reached = 0
+        self._at_drops: dict[int, Floats | None] = {}
         self._last: tuple[str, Prediction] | None = None
 
     def __call__(self, features: StepFeatures) -> Prediction:
@@ -101,29 +102,23 @@ class Unobserved:
             return f"{optimizer} has no law that follows from what was recorded"
         if self._hyperparameters[UPSTREAM]["annealed"]:
             return "train_annealed counted steps anew and changed hyper-parameters unrecorded"
-        if self._charges(0) is None:
+        if self._charges_at_start is None:
             return "there are no features of step 0, from which predictions start"
         return ""
 
+    @cached_property
+    def _charges_at_start(self) -> Floats | None:
+        """The charges [K] at step 0; ``None`` if it has no features."""
+        try:
+            with step_features(self._run.features(0), self._laws) as features:
+                return features.charges[0]
+        except Unreadable:
+            return None
+
     @property
     def _initial(self) -> Floats:
-        charges = self._charges(0)
-        assert charges is not None
-        return charges
-
-    def _charges(self, step: int) -> Floats | None:
-        """The charges [K] at a step; ``None`` if it has no features."""
-        if step not in self._known_charges:
-            try:
-                with step_features(self._run.features(step), self._laws) as features:
-                    self._known_charges[step] = features.charges[0]
-            except Unreadable:
-                return None
-        return self._known_charges[step]
-
-    @cached_property
-    def _known_charges(self) -> dict[int, Floats]:
-        return {}
+        assert self._charges_at_start is not None  # or nothing is predicted
+        return self._charges_at_start
 
     def _contradiction(self, step: int) -> str:
         """What the checkpoints up to a step say against the schedule; empty if nothing."""
@@ -208,17 +203,18 @@ class Unobserved:
             return self._curve_with_momentum(features)
         if self._first.wd and float(features.conservation("update/dampening")):
             return "custom_sgd weighted its integral with a time that the dampening shortened"
+        latest = self._charges_of(features, "integral_buffer")
+        if latest is None:
+            return _ONLY.format("sgd")
         curve, before = self._initial[: self._quadratic], np.zeros(self._quadratic)
         for phase in self._phases:
             steps = phase.steps(features.step)
             end = phase.start + steps
             if not steps:
                 break
-            integral = self._integral(features, "integral_buffer", end)
-            if integral is None and end < features.step:
-                return f"there are no features of step {end}, where the learning rate drops"
+            integral = latest if end == features.step else self._at_drop(end)
             if integral is None:
-                return _ONLY.format("sgd")
+                return f"there are no features of step {end}, where the learning rate drops"
             added, before = integral - before, integral
             curve = paper_from_integral(curve, added, phase.coefficients, phase.start, steps)
         return curve
@@ -228,28 +224,21 @@ class Unobserved:
             return "custom_sgd integrated Nesterov's steps, the law asks for velocities"
         if features.step > self._phases[0].stop:
             return f"custom_sgd kept the first learning rate after step {self._phases[0].stop}"
-        one = self._integral(features, "integral_buffer_1", features.step)
-        two = self._integral(features, "integral_buffer_2", features.step)
+        one, two = (self._charges_of(features, f"integral_buffer_{i}") for i in (1, 2))
         if one is None or two is None:
             return _ONLY.format("mom")
         start = self._initial[: self._quadratic]
         return paper_from_two_integrals(start, one, two, self._first, features.step)
 
-    def _integral(self, features: StepFeatures, buffer: str, step: int) -> Floats | None:
-        """A buffer as quadratic charges, [Q], at a step up to that of ``features``."""
-        if step == features.step:
-            return self._charges_of(features, buffer)
+    def _at_drop(self, step: int) -> Floats | None:
+        """``integral_buffer`` as charges, [Q], at an earlier step."""
         if step not in self._at_drops:
             try:
-                with step_features(self._run.features(step), self._laws) as other:
-                    self._at_drops[step] = self._charges_of(other, buffer)
+                with step_features(self._run.features(step), self._laws) as features:
+                    self._at_drops[step] = self._charges_of(features, "integral_buffer")
             except Unreadable:
                 return None
         return self._at_drops[step]
-
-    @cached_property
-    def _at_drops(self) -> dict[int, Floats | None]:
-        return {}
 
     def _charges_of(self, features: StepFeatures, buffer: str) -> Floats | None:
         """What elements of integrated squares sum up to in each quadratic law, [Q]."""

@@ -119,15 +119,7 @@ def test_the_stages_as_processes(tmp_path: Path) -> None:
     assert (code, errors) == (0, "")
     assert run.figure("rescale", "", "png").stat().st_size > 10_000
 
-    paper = {name: charge(squared(trained.weights(0))) for name, charge in FC.items()}
-    curve, measured = curves(run, "rescale", "theoretical"), curves(run, "rescale", "empirical")
-    for step, (rate, squares) in enumerate(zip(trained.rates, trained.squares, strict=True), 1):
-        for name, charge in FC.items():
-            paper[name] = math.exp(-2e-2 * rate) * (paper[name] + rate**2 * charge(squares))
-            if step in steps:
-                row, weights = steps.index(step), squared(trained.weights(step))
-                assert apart(measured[name][row], charge(weights)) < 1e-12
-                assert apart(curve[name][row], paper[name]) < 1e-5
+    check_the_papers_curve(trained, 1e-2, steps, 1e-5)
     exact, sums = curves(run, "translation", "exact"), curves(run, "translation", "empirical")
     columns_there = [trained.weights(step)["11.weight"].sum(0).numpy() for step in steps]
     assert apart(sums["classifier.weight"], np.array(columns_there)) < 1e-12
@@ -137,6 +129,31 @@ def test_the_stages_as_processes(tmp_path: Path) -> None:
         np.testing.assert_allclose(file["time"], [sum(trained.rates[:n]) for n in steps])
     assert hashes(run) == before
     assert extract_run(run, "--probe none") == 0
+
+
+def check_the_papers_curve(trained: Trained, wd: float, steps: list[int], tolerance: float) -> None:
+    """Compare with e^{−2λη}(u + η²|d|²), step by step with the recorded squares and rates."""
+    paper = {name: charge(squared(trained.weights(0))) for name, charge in FC.items()}
+    found, measured = (curves(trained.run, "rescale", c) for c in ("theoretical", "empirical"))
+    for step, (rate, squares) in enumerate(zip(trained.rates, trained.squares, strict=True), 1):
+        for name, charge in FC.items():
+            paper[name] = math.exp(-2 * wd * rate) * (paper[name] + rate**2 * charge(squares))
+            if step in steps:
+                row, weights = steps.index(step), squared(trained.weights(step))
+                assert apart(measured[name][row], charge(weights)) < 1e-12
+                assert apart(found[name][row], paper[name]) < tolerance
+
+
+def test_the_papers_curve_across_drops_in_double_precision(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"lr": 0.5, "wd": 0.4, "lr_drops": [2, 1], "lr_drop_rate": 0.7}
+    flags |= {"epochs": 3, "save_buffers": ["sgd", "mom"], "save_freq": 2}
+    trained = moved(tmp_path, dtype=torch.float64, **flags)
+    assert [trained.rates[k] for k in (0, 3, 6)] == pytest.approx([0.5, 0.35, 0.245])
+    check_the_papers_curve(trained, 0.4, [0, 2, 3, 4, 6, 8, 9], 1e-12)
+    exact, sums = (
+        curves(trained.run, "translation", c)["classifier.weight"] for c in ("exact", "empirical")
+    )
+    assert apart(exact, sums) < 1e-12
 
 
 def test_features_are_what_was_saved(tmp_path: Path) -> None:
@@ -256,12 +273,12 @@ def test_the_papers_curve_with_momentum(damping: str, tmp_path: Path) -> None:
     assert np.abs(sums[-1] - sums[0]).max() > 1e-4
 
 
-@pytest.mark.parametrize("dampening", [0.0, 0.5])
+@pytest.mark.parametrize("variant", [{"dampening": 0.5}, {"nesterov": True}])
 @pytest.mark.parametrize("optimizer", ["custom_sgd", "momentum"])
 def test_translations_know_how_the_first_step_is_dampened(
-    optimizer: str, dampening: float, tmp_path: Path
+    optimizer: str, variant: dict[str, Any], tmp_path: Path
 ) -> None:
-    flags: dict[str, Any] = {"momentum": 0.9, "dampening": dampening, "wd": 0.1, "lr_drops": [1]}
+    flags: dict[str, Any] = {"momentum": 0.9, "wd": 0.1, "lr_drops": [1], **variant}
     flags |= {"model": "logistic", "optimizer": optimizer, "epochs": 3, "save_freq": 2}
     trained = moved(tmp_path, dtype=torch.float64, **flags)
     exact, sums = (
@@ -328,6 +345,7 @@ CLOSED: list[tuple[dict[str, Any], str, str]] = [
     ({"optimizer": "adam"}, "adam has no law", "adam has no law"),
     ({"anneal_steps": 3}, "train_annealed counted", "train_annealed counted"),
     ({"save_buffers": []}, "", "neural-mechanics recorded no squared gradients: only custom_sgd's"),
+    ({"save_buffers": [], "lr_drops": [1]}, "", "neural-mechanics recorded no squared gradients"),
     ({"momentum": 0.9}, "", "neural-mechanics recorded no squared gradients: only custom_sgd's"),
     (
         {"momentum": 0.9, "nesterov": True, "save_buffers": ["mom"]},
