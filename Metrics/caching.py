@@ -27,8 +27,7 @@ from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
 from Metrics.unobserved import Unobserved
 from Models.symmetry import Laws
-from Training.upstream import is_upstreams, read_hyperparameters
-from Training.upstream_checkpoints import refuse_their_files
+from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder

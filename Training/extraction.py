@@ -25,13 +25,7 @@ from torch import Tensor, nn
 from Training.checkpoints import Checkpoint, is_zip, load_checkpoint
 from Training.config import ExtractConfig
 from Training.rebuild import rebuild_model
-from Training.upstream import is_upstreams, read_hyperparameters
-from Training.upstream_checkpoints import (
-    UpstreamCheckpoints,
-    add_laws,
-    add_probe,
-    refuse_their_files,
-)
+from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.devices import select_device
 from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
@@ -68,8 +62,7 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
         level: str = config.probe
         in_our_layout: _Layout = _as_it_is
         if is_upstreams(hyperparameters):
-            level = _move_in(config, run, hyperparameters, log)
-            in_our_layout = UpstreamCheckpoints(hyperparameters)
+            level, in_our_layout = _move_in(config, run, hyperparameters, log)
         todo = [step for step in steps if config.overwrite or _lacks(run, step, level)]
         probe = _Probe(config, run, hyperparameters) if level != "none" and todo else None
         unreadable: dict[str, UserError] = {}
@@ -100,15 +93,19 @@ def _as_it_is(path: Path, checkpoint: Checkpoint) -> Checkpoint:
 
 def _move_in(
     config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any], log: logging.Logger
-) -> str:
+) -> tuple[str, _Layout]:
     """Add what a run of neural-mechanics lacks: laws, and a probe batch if there are data.
 
     Returns:
-        what can be computed on the probe batch.
+        what can be computed on the probe batch, and what translates the checkpoints.
 
     Raises:
         UserError: its model does not exist here, or its own features are in the way.
     """
+    # brings torchvision, for which our own runs need not wait
+    from Training.upstream_checkpoints import UpstreamCheckpoints, add_laws, add_probe
+
+    level: str = config.probe
     refuse_their_files(run.features(step) for step in run.feature_steps())
     if not run.symmetries.exists():
         found = add_laws(run, hyperparameters)
@@ -118,8 +115,8 @@ def _move_in(
             add_probe(run, hyperparameters)
         except UserError as error:
             log.info("no probe outputs, as with --probe none: %s", error)
-            return "none"
-    return config.probe
+            level = "none"
+    return level, UpstreamCheckpoints(hyperparameters)
 
 
 def _lacks(run: RunFolder, step: int, level: str) -> bool:

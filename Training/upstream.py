@@ -11,6 +11,8 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from Data import DATASETS, DEFAULT_DATA_DIR
 from Training.config import TrainConfig
 from Training.discrete_laws import Coefficients
@@ -172,3 +174,22 @@ def phases(hyperparameters: Mapping[str, Any]) -> tuple[Phase, ...]:
 def gradient_flow_time(phases: Iterable[Phase], step: int) -> float:
     """Σ η(1−α)/(1−β) over the first ``step`` updates."""
     return sum(phase.steps(step) * phase.coefficients.effective_lr for phase in phases)
+
+
+def refuse_their_files(paths: Iterable[Path]) -> None:
+    """Keep what neural-mechanics itself extracted or cached from being replaced.
+
+    Raises:
+        UserError: a file was written by deepdish, which it uses.
+    """
+    for path in paths:
+        try:
+            with h5py.File(path) as file:
+                theirs = "PYTABLES_FORMAT_VERSION" in file.attrs
+        except OSError:  # missing or damaged: the stage itself tells
+            continue
+        if theirs:
+            raise UserError(
+                f"{path} was written by neural-mechanics itself and is not replaced; "
+                f"rename the folder {path.parent.name}"
+            )

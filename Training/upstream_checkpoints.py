@@ -4,11 +4,10 @@ They hold the state dicts of the model, of the optimizer and of the schedule
 (``utils/optimize.py`` there). Its files are never written to.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 from torch import Tensor
 
@@ -115,22 +114,3 @@ def add_probe(run: RunFolder, hyperparameters: Mapping[str, Any]) -> None:
     dataset = load_dataset(name, hyperparameters["data_dir"])
     inputs, targets = probe_batch(dataset, hyperparameters["probe_size"], seed)
     write_hdf5(run.probe, {"inputs": inputs.numpy(), "targets": targets.numpy()})
-
-
-def refuse_their_files(paths: Iterable[Path]) -> None:
-    """Keep what neural-mechanics itself extracted or cached from being replaced.
-
-    Raises:
-        UserError: a file was written by deepdish, which it uses.
-    """
-    for path in paths:
-        try:
-            with h5py.File(path) as file:
-                theirs = "PYTABLES_FORMAT_VERSION" in file.attrs
-        except OSError:  # missing or damaged: the stage itself tells
-            continue
-        if theirs:
-            raise UserError(
-                f"{path} was written by neural-mechanics itself and is not replaced; "
-                f"rename the folder {path.parent.name}"
-            )
