@@ -11,6 +11,7 @@ Shape letters: K laws, Q quadratic ones.
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,12 @@ class Unobserved:
         self._factors = _START
         self._reached = 0
         self._at_drops: dict[int, Floats | None] = {}
-        self._last: tuple[str, Prediction] | None = None
+        self._last: tuple[Path, Prediction] | None = None
 
     def __call__(self, features: StepFeatures) -> Prediction:
         """The predictions at a checkpoint; kept until another is asked for."""
-        if self._last is None or self._last[0] != features.source:
-            self._last = features.source, self._predict(features)
+        if self._last is None or self._last[0] != features.path:
+            self._last = features.path, self._predict(features)
         return self._last[1]
 
     def _predict(self, features: StepFeatures) -> Prediction:

@@ -16,6 +16,7 @@ from Training.folder import check_unchanged, clear, describe
 from Training.journal import Journal
 from Training.loop import Trainer
 from Training.state import TrainingState
+from Training.upstream import refuse_their_run
 from Utils.devices import select_device
 from Utils.errors import UserError
 from Utils.logging import stage_logger
@@ -46,6 +47,7 @@ def train(config: TrainConfig, run: RunFolder) -> int:
     dataset = load_dataset(config.dataset, config.data_dir)
     model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
     _check_smallest_batch(config, model, dataset)
+    refuse_their_run(run)
     with run.lock("train"):
         if config.overwrite:
             clear(run)

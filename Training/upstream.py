@@ -68,7 +68,7 @@ def read_hyperparameters(run: RunFolder) -> dict[str, Any]:
         UserError: there is no such run, or what it trained does not exist here.
     """
     content = run.read_hyperparameters()
-    if "provenance" in content or not _ONLY_THEIRS & content.keys():
+    if not _is_theirs(content):
         return content
     try:
         return _translated(content, run.hyperparameters)
@@ -81,6 +81,27 @@ def read_hyperparameters(run: RunFolder) -> dict[str, Any]:
 def is_upstreams(hyperparameters: Mapping[str, Any]) -> bool:
     """Whether what :func:`read_hyperparameters` gave describes a run of neural-mechanics."""
     return UPSTREAM in hyperparameters
+
+
+def refuse_their_run(run: RunFolder) -> None:
+    """Keep a run of neural-mechanics from being continued or replaced.
+
+    Raises:
+        UserError: it is one.
+    """
+    try:
+        content = run.read_hyperparameters()
+    except UserError:  # missing or damaged: whoever needs it tells
+        return
+    if _is_theirs(content):
+        raise UserError(
+            f"{run.path} is a run of neural-mechanics, which train.py neither continues nor "
+            "replaces; choose another --expid, and begin with its weights by --restore-path"
+        )
+
+
+def _is_theirs(content: Mapping[str, Any]) -> bool:
+    return "provenance" not in content and bool(_ONLY_THEIRS & content.keys())
 
 
 def _translated(theirs: Mapping[str, Any], source: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from Metrics.features import NotRecorded, step_features
 from Metrics.metric import Curves
 from Metrics.registry import METRICS, MetricEntry
 from Models.symmetry import Laws
-from tests.runs import cache_run, copy_run, extract_run, mistake, run_stage
+from tests.runs import cache_run, copy_run, extract_run, mistake, run_stage, train_run
 from tests.upstream import FLAGS, Trained, train
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
@@ -572,6 +572,15 @@ def test_what_does_not_exist_here_is_refused(
     assert message in str(caught.value)
     assert str(run.hyperparameters) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_they_are_neither_continued_nor_replaced(tmp_path: Path) -> None:
+    trained = train(tmp_path / "e" / "x", model="logistic", epochs=1)
+    before = hashes(trained.run)
+    for flags in ("", "--overwrite"):
+        with pytest.raises(UserError, match=r"of neural-mechanics, which train\.py neither"):
+            train_run(trained.run.path, flags)
+    assert hashes(trained.run) == before
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
