@@ -200,7 +200,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
             for name in config.metric_names()
         ]
         new, unreadable, failed = _pass(run, laws, steps, caches)
-        log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
+        if len(failed) < len(caches):
+            log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
         for name, error in failed.items():
             if isinstance(error, NotRecorded):
                 log.info("%s is left out: %s", name, error)
