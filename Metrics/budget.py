@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from Metrics.charges import APART
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
+from Metrics.predictions import APART
 
 PARTS = ("decay", "kinetic", "leak")
 

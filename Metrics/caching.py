@@ -20,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from Metrics.config import CacheConfig
-from Metrics.features import StepFeatures, step_features
+from Metrics.features import NotRecorded, StepFeatures, step_features
 from Metrics.metric import Arrays, Context, Derives, Metric, Verdict
 from Metrics.model_at import ModelAt
+from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
+from Metrics.unobserved import Unobserved
 from Models.symmetry import Laws
+from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
@@ -60,6 +63,11 @@ class CacheFile:
             with open_hdf5(path, _AGAIN) as file:
                 self._check_settings(json.loads(file.attrs["settings"]))
                 self._read(file)
+
+    @property
+    def name(self) -> str:
+        """The metric's."""
+        return self._entry.name
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         for name, value in self._metric.settings.items():
@@ -176,13 +184,17 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         UserError: a stage is missing; no metric has the buffers it needs; a file is damaged,
             after all others were cached; or a cache was made from the features of another run.
     """
-    hyperparameters = run.read_hyperparameters()
+    hyperparameters = read_hyperparameters(run)
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
     laws, model_at = Laws.load(run.symmetries), ModelAt(run, hyperparameters, config)
-    context = Context(laws, config, hyperparameters, model_at)
+    theirs = is_upstreams(hyperparameters)
+    predict = Unobserved(run, laws, hyperparameters) if theirs else recorded
+    context = Context(laws, config, hyperparameters, model_at, predict)
     entries, without = _with_and_without_buffers(config, context.buffers)
+    if theirs:
+        refuse_their_files(run.cache(entry.name, config.suffix) for entry in entries)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
         caches = [
@@ -194,13 +206,35 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
             )
             for entry in entries
         ]
-        new, unreadable = _pass(run, laws, steps, caches)
-        log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
+        new, unreadable, failed = _pass(run, laws, steps, caches)
+        if len(failed) < len(caches):
+            log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
         if without:
             log.info(without)
+        for name, error in failed.items():
+            if isinstance(error, NotRecorded):
+                log.info("%s is left out: %s", name, error)
+    return _successful(caches, failed, unreadable, len(steps))
+
+
+def _successful(
+    caches: Sequence[CacheFile],
+    failed: Mapping[str, UserError],
+    unreadable: Mapping[str, UserError],
+    steps: int,
+) -> list[CacheFile]:
+    """The caches of a pass that ended well.
+
+    Raises:
+        UserError: a metric failed, unless the run lacks what it needs and others were cached;
+            or feature files were unreadable.
+    """
     if unreadable:
-        raise left_out(unreadable, len(steps))
-    return caches
+        raise left_out(unreadable, steps)
+    mistakes = [error for error in failed.values() if not isinstance(error, NotRecorded)]
+    if mistakes or len(failed) == len(caches):
+        raise (mistakes or list(failed.values()))[0]
+    return [cache for cache in caches if cache.name not in failed]
 
 
 def _with_and_without_buffers(
@@ -222,26 +256,43 @@ def _with_and_without_buffers(
 
 def _pass(
     run: RunFolder, laws: Laws, steps: Sequence[int], caches: Sequence[CacheFile]
-) -> tuple[int, dict[str, UserError]]:
-    """Show every step's features to every cache, once.
+) -> tuple[int, dict[str, UserError], dict[str, UserError]]:
+    """Show every step's features to every cache, once; a metric that fails stops no other.
 
     Returns:
-        how many steps were new to a cache, and what was wrong with unreadable feature files.
+        how many steps were new to a cache, what was wrong with unreadable feature files, and
+        with metrics, by their name.
     """
-    new, unreadable, written = 0, dict[str, UserError](), time.monotonic()
+    new, written = 0, time.monotonic()
+    unreadable, failed = dict[str, UserError](), dict[str, UserError]()
     for step in progress(steps, "caching"):
         path = run.features(step)
         try:
             with step_features(path, laws) as features:
-                added = [cache.update(step, features) for cache in caches]
-            new += any(added)
+                new += _update(caches, step, features, failed)
         except Unreadable as error:
             unreadable[path.name] = error
         if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
             _write(caches)
             written = time.monotonic()
     _write(caches)
-    return new, unreadable
+    return new, unreadable, failed
+
+
+def _update(
+    caches: Sequence[CacheFile], step: int, features: StepFeatures, failed: dict[str, UserError]
+) -> bool:
+    """Show a step to all caches that have not failed; returns whether it was new to any."""
+    added = False
+    for cache in caches:
+        if cache.name not in failed:
+            try:
+                added |= cache.update(step, features)
+            except Unreadable:
+                raise
+            except UserError as error:
+                failed[cache.name] = error
+    return added
 
 
 def _write(caches: Sequence[CacheFile]) -> None:

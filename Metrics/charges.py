@@ -7,13 +7,10 @@ import numpy as np
 
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
-from Models.symmetry import Family, Kind
-from Training.conservation import LEAK_TOLERANCE
+from Models.symmetry import Kind
 
 EXACT = frozenset(("sgd", "momentum"))
 """The optimizers that keep the symmetries, so that laws hold."""
-
-APART = "its parameters are updated with different hyper-parameters"
 
 
 class ChargeMetric:
@@ -26,6 +23,7 @@ class ChargeMetric:
 
     def __init__(self, kind: Kind, context: Context):
         families = context.laws.families
+        self._predict = context.predict
         self._families = [(i, f) for i, f in enumerate(families) if f.kind == kind]
         self._optimizer = str(context.hyperparameters["optimizer"])
 
@@ -36,11 +34,12 @@ class ChargeMetric:
     def rows(self, features: StepFeatures) -> Arrays:
         """Per unit: the charge, its predictions, its size and what the leak has moved."""
         measured, size = features.charges
+        predicted = self._predict(features)
         curves = {
             "empirical": measured,
-            "exact": features.conservation("charge"),
-            "theoretical": features.conservation("paper"),
-            "leak": features.conservation("leak"),
+            "exact": predicted.exact,
+            "theoretical": predicted.theoretical,
+            "leak": predicted.leak,
             "size": size,
         }
         return {
@@ -51,6 +50,8 @@ class ChargeMetric:
 
     def dense(self, features: StepFeatures) -> Arrays:
         """Per layer: sums over its units, and the largest relative residual."""
+        if not features.observed:
+            return {}
         record = features.record
         curves = ("empirical", "exact", "theoretical", "residual")
         return {
@@ -65,24 +66,17 @@ class ChargeMetric:
 
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """The gates: whether the laws' preconditions have held."""
-        gates = features.conservation("open").astype(bool)
+        predicted = self._predict(features)
         return {
-            family.layer: Verdict(gates[family.units], self._reason(features, family))
-            for _, family in self._families
+            f.layer: Verdict(predicted.open[f.units], self._reason(predicted.reason(f)))
+            for _, f in self._families
         }
 
-    def _reason(self, features: StepFeatures, family: Family) -> str:
-        """Why gates of a family are closed."""
-        leaks = features.conservation("leak_peak")[family.units]
-        leaking = ~(leaks <= LEAK_TOLERANCE)
-        reasons = []
-        if leaking.any():
-            reasons.append(f"leak {leaks.max():.0e} in {leaking.sum()} of {len(family)} laws")
-        if leaking.any() and self._optimizer not in EXACT:
-            reasons.append(f"{self._optimizer} breaks the symmetry, see the metric budget")
-        if features.conservation("apart")[family.units].any():
-            reasons.append(APART)
-        return "; ".join(reasons)
+    def _reason(self, why: str) -> str:
+        """Why gates of a family are closed, with the optimizer's part in it."""
+        if not why or self._optimizer in EXACT:
+            return why
+        return f"{why}; {self._optimizer} breaks the symmetry, see the metric budget"
 
 
 scale = partial(ChargeMetric, "scale")

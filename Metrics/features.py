@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from Models.symmetry import Laws
+from Utils.errors import UserError
 from Utils.storage import datasets, open_hdf5
+
+
+class NotRecorded(UserError):
+    """The run did not record what a metric needs; the other metrics go on without it."""
 
 
 class StepFeatures:
@@ -43,6 +48,11 @@ class StepFeatures:
     def step(self) -> int:
         """Updates done."""
         return int(self._file.attrs["step"])
+
+    @property
+    def observed(self) -> bool:
+        """Whether the run had an observer of its laws; those of neural-mechanics had none."""
+        return "conservation/update" not in self._file
 
     @property
     def time(self) -> float:
@@ -96,9 +106,9 @@ class StepFeatures:
         return float(metrics[name][()]) if name in metrics else float("nan")
 
     def conservation(self, name: str) -> NDArray[np.float64]:
-        """What the observer knew of each law, [K]."""
+        """What the observer knew of each law, [K]; raises :class:`NotRecorded` without one."""
         if name not in self._known:
-            self._known[name] = self._file[f"conservation/{name}"][()]
+            self._known[name] = self._observation(name)[()]
         return self._known[name]
 
     @property
@@ -108,10 +118,20 @@ class StepFeatures:
         change = self.conservation("charge") - self.conservation("start")
         return {"decay": change - kinetic - leak, "kinetic": kinetic, "leak": leak}
 
+    def _observation(self, name: str) -> h5py.Group | h5py.Dataset:
+        path = f"conservation/{name}"
+        if path not in self._file and not self.observed:
+            raise NotRecorded(f"neural-mechanics recorded no {name} of each law")
+        return self._file[path]
+
     @cached_property
     def record(self) -> dict[str, NDArray[np.float64]]:
-        """The observer's record since the previous checkpoint: [T] and [T, families]."""
-        group = self._file["conservation/record"]
+        """The observer's record since the previous checkpoint: [T] and [T, families].
+
+        Raises:
+            NotRecorded: there was no observer.
+        """
+        group = self._observation("record")
         return {name: group[name][()] for name in group}
 
     @cached_property

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures
 from Metrics.model_at import ModelAt
+from Metrics.predictions import Predict
 from Models.symmetry import Laws
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -25,12 +26,14 @@ class Context:
         config: the command line.
         hyperparameters: of the run, as ``hyperparameters.json`` has them.
         model_at: the run's network at the checkpoints; costs nothing until it is used.
+        predict: gives what the laws say of the charges at a checkpoint.
     """
 
     laws: Laws
     config: CacheConfig
     hyperparameters: Mapping[str, Any]
     model_at: ModelAt
+    predict: Predict
 
     @property
     def seed(self) -> int:

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from Metrics.budget import PARTS
-from Metrics.charges import APART, EXACT
+from Metrics.charges import EXACT
 from Metrics.equilibrium import Equilibrium, equilibrium
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
+from Metrics.predictions import APART
 from Models.symmetry import Family
 from Training.config import TrainConfig
 

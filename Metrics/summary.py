@@ -1,6 +1,7 @@
 """How far measurements are from their laws, in one table."""
 
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 import h5py
@@ -32,9 +33,8 @@ class Deviation:
     closed: tuple[str, ...]
 
     def row(self) -> tuple[str, ...]:
-        """Its line in the table; nothing is claimed where no gate is open, or by no theory."""
-        exact, paper, leak = (f"{x:.1e}" if self.open else "–" for x in self.worst)
-        worst = (exact, "–" if np.isnan(self.worst[1]) else paper, leak)
+        """Its line in the table; nothing is claimed where no gate is open or nothing is known."""
+        worst = (f"{x:.1e}" if self.open and not isnan(x) else "–" for x in self.worst)
         return (self.run, self.metric, str(self.laws), str(self.open), *worst)
 
 

@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -67,11 +67,35 @@ def restore(model: nn.Module, file: str) -> None:
     """
     flag = f"--restore-path {file}"
     state = _read_state_dict(Path(file).expanduser(), flag)
+    _load(model, with_our_names(model, state), flag)
+
+
+def with_our_names(model: nn.Module, state: StateDict) -> dict[str, Tensor]:
+    """The tensors of a state dict by the names they have in ``model``, in the same order.
+
+    ``module.`` of DataParallel is taken off, and upstream neural-mechanics' names of the same
+    tensors are translated: its default class counts the modules of a Sequential, its small
+    ResNets have names of their own; its VGGs and torchvision's networks need nothing.
+
+    Args:
+        model: the network here; may be on the device "meta".
+        state: by any of these names; others are kept.
+    """
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if any(name.startswith("conv2_x.") for name in state):
-        state = {_torchvisions_name(name, state): tensor for name, tensor in state.items()}
-    _load(model, state, flag)
+        return {_torchvisions_name(name, state): tensor for name, tensor in state.items()}
+    if isinstance(model, nn.Sequential) and all(name[:1].isdecimal() for name in state):
+        names = [name for name, _ in model.named_children()]
+        return {_named_place(name, names): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def _named_place(name: str, names: Sequence[str]) -> str:
+    """``3.weight`` by the name of the module at place 3."""
+    place, _, rest = name.partition(".")
+    known = place.isdecimal() and int(place) < len(names)
+    return f"{names[int(place)]}.{rest}" if known else name
 
 
 def _torchvisions_name(name: str, state: StateDict) -> str:
@@ -116,10 +140,18 @@ def _read_state_dict(path: Path, flag: str) -> StateDict:
 
 
 def _load(model: nn.Module, state: StateDict, flag: str) -> None:
-    own = model.state_dict()
     # Files from before torch 0.4.1 lack what batch normalisation with momentum never reads.
-    counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+    own = model.state_dict().items()
+    counters = {name: tensor for name, tensor in own if name.endswith("num_batches_tracked")}
     state = {**counters, **state}
+    if found := misfit(model, state):
+        raise UserError(f"{flag} does not fit the model: {found}; give a file of the same model")
+    model.load_state_dict(dict(state))
+
+
+def misfit(model: nn.Module, state: StateDict) -> str:
+    """Why a state dict is not the model's: a few names of each kind; empty if it is."""
+    own = model.state_dict()
     shapes = [
         f"{name} {list(state[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in own.items()
@@ -130,10 +162,7 @@ def _load(model: nn.Module, state: StateDict, flag: str) -> None:
         "unexpected": [name for name in state if name not in own],
         "of another shape": shapes,
     }
-    found = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
-    if found:
-        raise UserError(f"{flag} does not fit the model: {found}; give a file of the same model")
-    model.load_state_dict(dict(state))
+    return "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

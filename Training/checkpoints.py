@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +21,11 @@ from Utils.rundir import RunFolder
 from Utils.storage import write_atomically
 
 Checkpoint = dict[str, Any]
+
+_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of torch.save began before torch 1.6, which wrote no zip archives."""
+
+_NUMBER_TYPES = ("float64", "float32", "int64", "int32", "bool")
 
 
 def save_checkpoint(path: Path, content: Checkpoint) -> None:
@@ -39,25 +45,28 @@ def load_checkpoint(path: Path, mmap: bool = True) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Args:
-        path: the file; one of upstream neural-mechanics is welcome, too.
+        path: the file; one of upstream neural-mechanics is welcome, too, also from before
+            torch 1.6, and with numpy's numbers in it.
         mmap: read tensors when they are used; writing to them does not change the file.
 
     Raises:
-        UserError: missing, truncated, damaged, or with contents other than tensors and plain
-            containers.
+        UserError: missing, truncated, damaged, or with contents other than tensors, numbers and
+            plain containers.
     """
     advice = "delete it, and run train.py again to continue from the one before"
     try:
-        with open(path, "rb") as file:
-            is_whole = zipfile.is_zipfile(file)  # its directory is at its end
+        is_archive = is_zip(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run train.py for this run first") from None
     except OSError as error:
         raise storage_error(error, path) from error
-    if not is_whole:
+    if is_archive is None:
         raise UserError(f"{path} is truncated or no checkpoint; {advice}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=mmap and is_archive
+            )
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors and plain containers and is not read, "
@@ -68,6 +77,26 @@ def load_checkpoint(path: Path, mmap: bool = True) -> Checkpoint:
     if not isinstance(content, dict) or "model_state_dict" not in content:
         raise UserError(f"{path} is no checkpoint of train.py; delete it")
     return content
+
+
+def is_zip(path: Path) -> bool | None:
+    """Whether a file of torch.save is a whole zip archive, or one from before torch 1.6.
+
+    Returns:
+        ``None`` if it is neither.
+    """
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):  # its directory is at its end
+            return True
+        file.seek(0)
+        return False if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP else None
+
+
+def _numpy_numbers() -> list[Any]:
+    """What unpickles a single number of numpy's: it makes data, and runs nothing."""
+    make = np.float64(0).__reduce__()[0]  # by the names of numpy 1 and 2
+    names = [(make, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *(type(np.dtype(name)) for name in _NUMBER_TYPES)]
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -6,11 +6,16 @@
 previous checkpoint) and, if asked for, ``/probe/*``: ``logits`` and ``activations/<module>`` on
 the run's fixed probe batch, in evaluation mode. Its attribute ``source``
 identifies the checkpoint, and ``probe`` what was computed.
+
+Of a run of neural-mechanics there is what it saved, by our names: of the observer only
+``/conservation/time`` and, in ``/conservation/update``, the hyper-parameters of the step before
+(:mod:`Training.upstream_checkpoints`).
 """
 
 import hashlib
+import logging
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from Training.checkpoints import Checkpoint, load_checkpoint
+from Training.checkpoints import Checkpoint, is_zip, load_checkpoint
 from Training.config import ExtractConfig
 from Training.rebuild import rebuild_model
+from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.devices import select_device
 from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
@@ -48,30 +54,70 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
         UserError: there is no run; a file cannot be written; or a checkpoint cannot be read,
             after all others were extracted.
     """
-    hyperparameters = run.read_hyperparameters()
+    hyperparameters = read_hyperparameters(run)
     steps = run.checkpoint_steps()
     if not steps:
         raise UserError(f"{run.path} has no checkpoints; run train.py for this run first")
     with run.lock("extract"):
         log = stage_logger("extract", run.logs / "run.log")
-        todo = [step for step in steps if config.overwrite or _lacks(run, step, config.probe)]
-        probe = _Probe(config, run, hyperparameters) if config.probe != "none" and todo else None
+        level: str = config.probe
+        in_our_layout: _Layout = _as_it_is
+        if is_upstreams(hyperparameters):
+            level, in_our_layout = _move_in(config, run, hyperparameters, log)
+        todo = [step for step in steps if config.overwrite or _lacks(run, step, level)]
+        probe = _Probe(config, run, hyperparameters) if level != "none" and todo else None
         unreadable: dict[str, UserError] = {}
         for step in progress(todo, "extracting"):
             path = run.checkpoint(step)
             source = _source(path)
             try:
-                arrays = _features(path, load_checkpoint(path), probe)
+                arrays = _features(path, load_checkpoint(path), in_our_layout, probe)
             except UserError as error:
                 unreadable[path.name] = error
                 continue
-            attributes = {"step": step, "source": source, "probe": config.probe}
+            attributes = {"step": step, "source": source, "probe": level}
             write_hdf5(run.features(step), arrays, attributes)
         new = len(todo) - len(unreadable)
         log.info("%d new checkpoints of %d extracted to %s", new, len(steps), run.probe.parent)
     if unreadable:
         raise left_out(unreadable, len(steps))
     return new
+
+
+_Layout = Callable[[Path, Checkpoint], Checkpoint]
+"""Gives a checkpoint the layout of ours."""
+
+
+def _as_it_is(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    return checkpoint
+
+
+def _move_in(
+    config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any], log: logging.Logger
+) -> tuple[str, _Layout]:
+    """Add what a run of neural-mechanics lacks: laws, and a probe batch if there are data.
+
+    Returns:
+        what can be computed on the probe batch, and what translates the checkpoints.
+
+    Raises:
+        UserError: its model does not exist here, or its own features are in the way.
+    """
+    # brings torchvision, for which our own runs need not wait
+    from Training.upstream_checkpoints import UpstreamCheckpoints, add_laws, add_probe
+
+    level: str = config.probe
+    refuse_their_files(run.features(step) for step in run.feature_steps())
+    if not run.symmetries.exists():
+        found = add_laws(run, hyperparameters)
+        log.info("a run of neural-mechanics: %d laws found for %s", found, hyperparameters["model"])
+    if config.probe != "none" and not run.probe.exists():
+        try:
+            add_probe(run, hyperparameters)
+        except UserError as error:
+            log.info("no probe outputs, as with --probe none: %s", error)
+            level = "none"
+    return level, UpstreamCheckpoints(hyperparameters)
 
 
 def _lacks(run: RunFolder, step: int, level: str) -> bool:
@@ -88,6 +134,8 @@ def _lacks(run: RunFolder, step: int, level: str) -> bool:
 def _source(checkpoint: Path) -> str:
     """What identifies a checkpoint wherever it is copied: a hash of its tensors' checksums."""
     try:
+        if is_zip(checkpoint) is False:
+            return hashlib.sha256(checkpoint.read_bytes()).hexdigest()
         with zipfile.ZipFile(checkpoint) as archive:
             tensors = (part for part in archive.infolist() if "/data/" in part.filename)
             parts = [(part.file_size, part.CRC) for part in tensors]
@@ -96,9 +144,12 @@ def _source(checkpoint: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _features(path: Path, checkpoint: Checkpoint, probe: "_Probe | None") -> dict[str, Any]:
+def _features(
+    path: Path, checkpoint: Checkpoint, in_our_layout: _Layout, probe: "_Probe | None"
+) -> dict[str, Any]:
     """The arrays of a feature file, by their path in it."""
     try:
+        checkpoint = in_our_layout(path, checkpoint)
         arrays = dict(_content(checkpoint))
     except KeyError as error:
         raise UserError(f"{path} is no checkpoint of this train.py: it lacks {error}") from error

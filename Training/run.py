@@ -18,6 +18,7 @@ from Training.journal import Journal
 from Training.loop import Trainer
 from Training.schedule import Schedule
 from Training.state import TrainingState
+from Training.upstream import refuse_their_run
 from Utils.devices import select_device
 from Utils.errors import UserError
 from Utils.logging import stage_logger
@@ -48,6 +49,7 @@ def train(config: TrainConfig, run: RunFolder) -> int:
     dataset = load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
     model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
     _check_smallest_batch(config, model, dataset)
+    refuse_their_run(run)
     with run.lock("train"):
         if config.overwrite:
             clear(run)

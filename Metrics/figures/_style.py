@@ -168,7 +168,7 @@ def log_ticks(axes: Axes, low: float, high: float) -> None:
     """A logarithmic vertical axis with few ticks; of whole decades, if it spans many."""
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    if high < 1e3 * low:
+    if high < 1e2 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:

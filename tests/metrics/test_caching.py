@@ -364,8 +364,8 @@ def test_xarray_opens_every_group_with_named_dimensions(own: Runs, metric: str) 
             assert np.array_equal(read.values, curve[()], equal_nan=True)
             if layer in file.get("gate", ()):
                 assert groups["/gate"][layer].dims == (f"{layer} unit",)
-                if "dense" in file:
-                    assert groups["/dense/empirical"][layer].dims == ("steps",)
+            if "dense" in file:
+                assert groups["/dense/empirical"][layer].dims == ("steps",)
                 assert groups["/dense"]["time"].dims == ("steps",)
     one = xarray.open_dataset(run.cache(metric), group="empirical", engine="h5netcdf")
     assert one.sizes["steps"] == len(STEPS)

@@ -91,6 +91,33 @@ def test_upstreams_names_in_resnets_are_understood(suffix: str) -> None:
         assert _torchvisions_name(name, dict.fromkeys(theirs, torch.empty(0))) == f"{start}weight"
 
 
+PLACES = {
+    "logistic": {"classifier": 1},
+    "fc": {"fc1": 1, "fc2": 3, "classifier": 5},
+    "fc-bn": {"fc1": 1, "bn1": 2, "fc2": 4, "bn2": 5, "classifier": 7},
+    "conv": {"conv1": 0, "conv2": 2, "classifier": 5},
+}
+"""Where upstream's Sequential has the layers of its default class, here of depth 3."""
+
+
+@pytest.mark.parametrize("model", PLACES)
+def test_upstreams_default_class_counts_its_layers(model: str, file: Path) -> None:
+    flags = {"model": model} | ({} if model == "logistic" else {"depth": 3, "width": 5})
+
+    def built(**more: Any) -> nn.Module:
+        return build_model(validate(ModelConfig, {**flags, **more}, "test"), SHAPE, 3)
+
+    state = built(seed=7).state_dict()
+    parts = [(*name.partition("."), tensor) for name, tensor in state.items()]
+    theirs = {f"{PLACES[model][layer]}.{rest}": tensor for layer, _, rest, tensor in parts}
+    torch.save({"model_state_dict": theirs}, file)
+    assert same(built(restore_path=str(file)), state)
+    theirs["9.weight"] = torch.zeros(1)
+    torch.save(theirs, file)
+    with pytest.raises(UserError, match=r"does not fit the model: unexpected: 9\.weight; give"):
+        built(restore_path=str(file))
+
+
 def test_a_model_of_ones_own_can_be_restored(file: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "import torch\ndef f(s, n): return torch.nn.Sequential("
