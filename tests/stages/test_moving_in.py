@@ -108,7 +108,13 @@ def test_the_stages_as_processes(tmp_path: Path) -> None:
     assert found == "extract: a run of neural-mechanics: 601 laws found for fc"
     assert done == f"extract: 7 new checkpoints of 7 extracted to {run.path}/feats"
     code, output, errors = run_stage("cache", run)
-    assert (code, errors) == (0, f"cache: 7 new steps of 7 cached to {run.path}/cache\n")
+    done, *without = errors.splitlines()
+    assert (code, done) == (0, f"cache: 7 new steps of 7 cached to {run.path}/cache")
+    assert without[0].startswith("cache: not cached: gradient needs --save-buffers grad")
+    assert without[1:] == [
+        f"cache: {name} is left out: neural-mechanics recorded no {what} of each law"
+        for name, what in (("budget", "kinetic"), ("rotation", "turned"))
+    ]
     table = [line.split() for line in output.splitlines()[2:]]
     assert [row[1:5] for row in table] == [
         ["rescale", "500", "500", "–"],
@@ -428,11 +434,11 @@ def test_metrics_that_need_the_data_fail_after_all_others(
 # ---------------------------------------------------------------- probe outputs
 
 
-def no_data(name: str, data_dir: str) -> Dataset:
+def no_data(name: str, data_dir: str, *_: Any, **__: Any) -> Dataset:
     raise UserError("no images here")
 
 
-def noise(name: str, data_dir: str) -> Dataset:
+def noise(name: str, data_dir: str, *_: Any, **__: Any) -> Dataset:
     entry = DATASETS[name]
     images = torch.randint(0, 256, (9, *entry.input_shape), dtype=torch.uint8)
     split = Split(entry, images, torch.arange(9))
