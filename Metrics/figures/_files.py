@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from Metrics.figures._style import settings
 from Utils.storage import write_atomically
 
 
-def fingerprint(header: Header, options: Options) -> str:
-    """What figures of a cache carry: it tells the features and the options apart."""
-    told = f"{header.metric} {header.features_hash} {options}"
+def fingerprint(headers: Iterable[Header], options: Options) -> str:
+    """What figures of caches carry: it tells the features and the options apart."""
+    told = " ".join([*(f"{h.metric} {h.features_hash}" for h in headers), str(options)])
     return f"figure-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
-def is_current(figure: Path, cache: Path, mark: str) -> bool:
-    """Whether a figure is newer than its cache and carries the fingerprint ``mark``."""
+def is_current(figure: Path, sources: Iterable[Path], mark: str) -> bool:
+    """Whether a figure is newer than what it shows and carries the fingerprint ``mark``."""
     return (
         figure.is_file()
-        and figure.stat().st_mtime_ns >= cache.stat().st_mtime_ns
+        and figure.stat().st_mtime_ns >= max(source.stat().st_mtime_ns for source in sources)
         and mark.encode() in figure.read_bytes()
     )
 
@@ -36,7 +37,7 @@ def save(figure: Figure, path: Path, cache: Path, options: Options, mark: str) -
     command and the fingerprint ``mark``.
     """
     kind = path.suffix.removeprefix(".")
-    metadata = _metadata(kind, f"drawn from {cache} by: {_command()}", mark)
+    metadata = _metadata(kind, f"drawn from {cache} by: {command()}", mark)
     with settings(options.use_tex):
         write_atomically(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
 
@@ -49,5 +50,6 @@ def _metadata(kind: str, origin: str, mark: str) -> dict[str, Any]:
     return {"Description": origin, "Keywords": mark}
 
 
-def _command() -> str:
+def command() -> str:
+    """What the user typed."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
