@@ -36,9 +36,27 @@ def save(figure: Figure, path: Path, cache: Path, options: Options, mark: str) -
     The same figure has the same bytes: no date is written. The metadata name the cache, the
     command and the fingerprint ``mark``.
     """
+    write_figure(figure, path, f"drawn from {cache} by: {command()}", mark, options.use_tex)
+
+
+def write_figure(
+    figure: Figure, path: Path, origin: str, mark: str = "", use_tex: bool = False
+) -> None:
+    """Write any figure likewise.
+
+    Args:
+        figure: what to draw.
+        path: its extension is the format: pdf, png or svg.
+        origin: what the metadata say of where it comes from.
+        mark: a keyword in the metadata.
+        use_tex: whether LaTeX sets the text.
+
+    Raises:
+        UserError: the file cannot be written, or LaTeX fails.
+    """
     kind = path.suffix.removeprefix(".")
-    metadata = _metadata(kind, f"drawn from {cache} by: {command()}", mark)
-    with settings(options.use_tex):
+    metadata = _metadata(kind, origin, mark)
+    with settings(use_tex):
         write_atomically(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
 
 
