@@ -7,7 +7,7 @@ name are the same run, trained once for all figures.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Scale = Literal["small", "paper"]
@@ -25,7 +25,7 @@ class Point:
 
     expid: str
     flags: str
-    label: str
+    label: str = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,11 @@ def sgd(scale: Scale) -> list[Grid]:
 def early(scale: Scale) -> list[Grid]:
     """An earlier grid on CIFAR-100; at the small scale, fully connected networks."""
     decays = (0.0, 1e-3, 1e-2) if scale == "small" else (0.0, 1e-4, 1e-3, 1e-2)
-    grid = []
-    for bn in (False, True):
-        points = []
-        for wd in decays:
-            flags = _network(scale, bn, "cifar100") if scale == "paper" else _small_fc(bn)
-            batch = " --train-batch-size 128 --epochs 100 --save-freq 250"
-            name = f"early{'-bn' * bn}-wd{wd:g}"
-            flags += f" --lr 0.1 --wd {wd:g}{batch if scale == 'paper' else _SHORT}"
-            points.append(Point(name, flags, rf"$\lambda = {_number(wd)}$"))
-        grid.append([Cell(point, "scale" if bn else "rescale", 1) for point in points])
-    return [Grid("Earlier grid, SGD with weight decay", grid[::-1])]
+    rows = [
+        [Cell(_early(scale, bn, wd), metric, 1) for wd in decays]
+        for metric, bn in (("scale", True), ("rescale", False))
+    ]
+    return [Grid("Earlier grid, SGD with weight decay", rows)]
 
 
 def momentum(scale: Scale) -> list[Grid]:
@@ -116,6 +110,7 @@ def phase(scale: Scale) -> list[Grid]:
     return [Grid(point.expid, [[Cell(point, "phase")]]) for point in _drops(scale)]
 
 
+_LONG = " --train-batch-size 128 --epochs 100 --save-freq 250"
 _SHORT = " --train-batch-size 64 --epochs 20 --save-at log"
 
 
@@ -136,11 +131,10 @@ def _sgd(scale: Scale, bn: bool, wd: float) -> Point:
 
 
 def _momentum(scale: Scale, bn: bool, beta: float, dampening: float, wd: float) -> Point:
-    long = " --train-batch-size 128 --epochs 100 --save-freq 250"
     network, rest = (
         (_small_fc(bn), f" --lr 0.04{_SHORT}")
         if scale == "small"
-        else (_network(scale, bn), f" --lr 0.1{long}")
+        else (_network(scale, bn), f" --lr 0.1{_LONG}")
     )
     flags = f"{network}{rest} --optimizer momentum --momentum {beta:g} --wd {wd:g}"
     name = f"momentum{'-bn' * bn}-b{beta:g}-wd{wd:g}"
@@ -149,22 +143,25 @@ def _momentum(scale: Scale, bn: bool, beta: float, dampening: float, wd: float) 
     return Point(name, flags, rf"$\beta = {beta:g},\ \lambda = {_number(wd)}$")
 
 
+def _early(scale: Scale, bn: bool, wd: float) -> Point:
+    small = scale == "small"
+    network = _small_fc(bn) if small else _network(scale, bn, "cifar100")
+    flags = f"{network} --lr 0.1 --wd {wd:g}{_SHORT if small else _LONG}"
+    return Point(f"early{'-bn' * bn}-wd{wd:g}", flags, rf"$\lambda = {_number(wd)}$")
+
+
 def _drops(scale: Scale) -> list[Point]:
     """Constant learning rates, and drops after a third and two thirds, which are ours."""
-    wd = 1e-2 if scale == "small" else 1e-4
-    long = " --train-batch-size 128 --epochs 100 --save-freq 250"
-    rest = f" --wd {wd:g}{_SHORT if scale == 'small' else long}"
+    small = scale == "small"
+    wd = 1e-2 if small else 1e-4
+    rest = f" --wd {wd:g}{_SHORT if small else _LONG}"
     network = _network(scale, True, "cifar100")
-    schedules = (
-        ("lr0.1", "--lr 0.1", r"$\eta = 0.1$"),
-        ("lr0.01", "--lr 0.01", r"$\eta = 0.01$"),
-        (
-            "drops",
-            f"--lr 0.1 --lr-drops {'7,14' if scale == 'small' else '33,66'}",
-            r"$\eta = 0.1$, dropping",
-        ),
-    )
-    return [Point(f"rate-{n}", f"{network} {flags}{rest}", label) for n, flags, label in schedules]
+    drops = "7,14" if small else "33,66"
+    return [
+        replace((_sgd if small else _early)(scale, True, wd), label=r"$\eta = 0.1$"),
+        Point("rate-0.01", f"{network} --lr 0.01{rest}", r"$\eta = 0.01$"),
+        Point("drops", f"{network} --lr 0.1 --lr-drops {drops}{rest}", r"$\eta = 0.1$, dropping"),
+    ]
 
 
 def _of_symmetries(

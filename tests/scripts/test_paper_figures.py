@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from Data import DATASETS
 from Metrics import METRICS, CacheConfig
+from Metrics.summary import deviation
 from scripts.paper import curves, geometry, grids, training
 from scripts.paper.grids import Cell, Grid, Point
 from scripts.paper.toys import SYMMETRIES
@@ -155,13 +156,15 @@ def test_a_stage_that_fails_is_named(experiment: Experiment) -> None:
 def test_a_grid_shows_measurements_and_predictions(experiment: Experiment) -> None:
     figure = page(experiment)
     assert len(figure.axes) == 2
-    for axes in figure.axes:
+    shown = (("scale", "fc1"), ("translation", "classifier.weight"))
+    for axes, (metric, layer) in zip(figure.axes, shown, strict=True):
         styles = [line.get_linestyle() for line in axes.get_lines()]
         assert len(styles) == 3 * 4
         assert {styles.count(kind) for kind in ("-", "--", ":")} == {4}
         (note,) = (text.get_text() for text in axes.texts)
-        exact, paper = (float(part.split()[1]) for part in note.split(", "))
-        assert 0 < exact < paper < 0.1
+        wanted = deviation(experiment.run(TINY).cache(metric), layer)
+        assert wanted is not None
+        assert note == "exact {:.0e}, paper {:.0e}".format(*wanted.worst).replace("e-0", "e-")
 
 
 def test_a_layer_that_is_not_there(experiment: Experiment) -> None:
