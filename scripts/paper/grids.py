@@ -45,10 +45,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A page of panels."""
+    """A page of panels, over the time of gradient flow or over steps."""
 
     title: str
     rows: Sequence[Sequence[Cell]]
+    x: Literal["time", "step"] = "time"
 
 
 def motivation(scale: Scale) -> list[Grid]:
@@ -102,7 +103,8 @@ def drops(scale: Scale) -> list[Grid]:
     """Learning rates that differ, and one that drops."""
     points = _drops(scale)
     metrics = ("scale", "rescale")
-    return [Grid("Learning rates", [[Cell(p, m, 1) for p in points] for m in metrics])]
+    rows = [[Cell(point, metric, 1) for point in points] for metric in metrics]
+    return [Grid("Learning rates", rows, x="step")]
 
 
 def phase(scale: Scale) -> list[Grid]:
