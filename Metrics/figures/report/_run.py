@@ -1,5 +1,7 @@
 """Everything that the page says of one run, read from its files."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,7 @@ def read_run(caches: RunCaches, options: Options, most: int) -> RunReport:
         deviations=[d for d in found if d.laws],
         certificates=deviation_table(others).splitlines(),
         pictures=[picture(header, options, most) for header in caches.headers],
-        final=_final(run.cache(PERFORMANCE), caches),
+        final=_final(caches),
     )
 
 
@@ -126,11 +128,20 @@ def _gates(path: Path) -> list[Gate]:
         ]
 
 
-def _final(path: Path, caches: RunCaches) -> dict[str, float]:
-    """The last evaluations, from the run's cache of losses and accuracies if there is one."""
+def _final(caches: RunCaches) -> dict[str, float]:
+    """The last evaluations: from the cache of losses and accuracies, or else from the journal."""
     named = [header.path for header in caches.headers if header.metric == PERFORMANCE]
-    if not named and not path.exists():
-        return {}
-    values = {layer.name: layer.measured for layer in read_cache((named or [path])[0]).layers}
+    if not named:
+        return _journalled(caches.run.logs / "metrics.jsonl")
+    values = {layer.name: layer.measured for layer in read_cache(named[0]).layers}
     last = {name: curve[np.isfinite(curve)][-1:] for name, curve in values.items()}
     return {name: float(value[0]) for name, value in last.items() if len(value)}
+
+
+def _journalled(path: Path) -> dict[str, float]:
+    """The newest of every number in a run's journal; its last line may be half written."""
+    newest: dict[str, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            newest |= json.loads(line)
+    return newest
