@@ -4,7 +4,7 @@ from typing import Any
 
 from Data import DATASETS
 from Models import MODELS, NONLINEARITIES
-from Training import LOSSES, OPTIMIZERS, TrainConfig
+from Training import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES, TrainConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
 from Utils.registry import Registry
@@ -14,7 +14,15 @@ from Utils.rundir import RunFolder
 def main() -> int:
     """Parse the command line and train; returns the exit code."""
     registries: tuple[Registry[Any], ...]
-    registries = (DATASETS, *MODELS.values(), NONLINEARITIES, LOSSES, OPTIMIZERS)
+    registries = (
+        DATASETS,
+        *MODELS.values(),
+        NONLINEARITIES,
+        LOSSES,
+        OPTIMIZERS,
+        SCHEDULES,
+        BUFFERS,
+    )
     config = parse(TrainConfig, epilog="\n\n".join(f"{r.kind}:\n{r.table()}" for r in registries))
     run = None if config.list_laws else RunFolder(config.run_path)
 

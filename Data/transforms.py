@@ -21,14 +21,20 @@ class Normalize:
 
     def __init__(self, entry: DatasetEntry, device: torch.device | str, dtype: torch.dtype):
         self._max_value = entry.max_value
-        self._mean = torch.tensor(entry.mean, dtype=dtype, device=device).view(-1, 1, 1)
-        self._std = torch.tensor(entry.std, dtype=dtype, device=device).view(-1, 1, 1)
+        channels_first = (-1, *[1] * (len(entry.input_shape) - 1))
+        self._mean = torch.tensor(entry.mean, dtype=dtype, device=device).view(channels_first)
+        self._std = torch.tensor(entry.std, dtype=dtype, device=device).view(channels_first)
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """[B, C, H, W] of any dtype -> a new [B, C, H, W] tensor, normalised."""
+        """[B, *input_shape] of any dtype -> a new tensor of the same shape, normalised."""
         # One new tensor, then in place: half the memory traffic of four new tensors.
         values = raw.to(self._mean.dtype, copy=True)
         return values.div_(self._max_value).sub_(self._mean).div_(self._std)
+
+
+def as_outputs(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """The targets of a regression in the network's number format; class numbers as they are."""
+    return targets.to(dtype) if targets.is_floating_point() else targets
 
 
 class CropAndFlip:

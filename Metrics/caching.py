@@ -167,31 +167,53 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         the caches, also those that were complete already.
 
     Raises:
-        UserError: a stage is missing; a file is damaged, after all others were cached; or a
-            cache was made from the features of another run.
+        UserError: a stage is missing; no metric has the buffers it needs; a file is damaged,
+            after all others were cached; or a cache was made from the features of another run.
     """
     hyperparameters = run.read_hyperparameters()
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
     model_at = ModelAt(run, hyperparameters, config)
-    context = Context(Laws.load(run.symmetries), config, hyperparameters["seed"], model_at)
+    buffers = frozenset(hyperparameters.get("save_buffers", ()))
+    seed = hyperparameters["seed"]
+    context = Context(Laws.load(run.symmetries), config, seed, model_at, buffers)
+    entries, without = _with_and_without_buffers(config, buffers)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
         caches = [
             CacheFile(
-                METRICS[name],
-                run.cache(name, config.suffix),
-                METRICS[name].load()(context),
+                entry,
+                run.cache(entry.name, config.suffix),
+                entry.load()(context),
                 config.overwrite,
             )
-            for name in config.metric_names()
+            for entry in entries
         ]
         new, unreadable = _pass(run, context.laws, steps, caches)
         log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
+        if without:
+            log.info(without)
     if unreadable:
         raise left_out(unreadable, len(steps))
     return caches
+
+
+def _with_and_without_buffers(
+    config: CacheConfig, buffers: frozenset[str]
+) -> tuple[list[MetricEntry], str]:
+    """The metrics that can be computed, and what to say of the others, empty if there are none.
+
+    Raises:
+        UserError: nothing can be computed.
+    """
+    wanted = [METRICS[name] for name in config.metric_names()]
+    lacking = [entry for entry in wanted if entry.needs and not buffers & set(entry.needs)]
+    needs = [f"{entry.name} needs --save-buffers {' or '.join(entry.needs)}" for entry in lacking]
+    message = f"not cached: {'; '.join(needs)}" if needs else ""
+    if len(lacking) == len(wanted):
+        raise UserError(f"{message}; train a run with it" if wanted else "--metrics: none is named")
+    return [entry for entry in wanted if entry not in lacking], message
 
 
 def _pass(

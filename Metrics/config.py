@@ -20,7 +20,11 @@ class CacheConfig(RunConfig):
         f"({', '.join(IF_NAMED)}) only if they are named.",
     )
     suffix: PathPart = Field("", description="Added to the names of the cache files.")
-    subset: int = Field(32, ge=1, description="Weights of each parameter that `network` follows.")
+    subset: int = Field(
+        32,
+        ge=0,
+        description="Entries of each parameter that network and weights_grads follow; 0: all.",
+    )
     examples: int = Field(
         512, ge=2, description="Training examples on which metrics run the network."
     )

@@ -1,5 +1,6 @@
 """The features of one step, read as they are needed."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -54,8 +55,26 @@ class StepFeatures:
         return {name: dataset.shape for name, dataset in datasets(self._file["params"])}
 
     def parameter(self, name: str) -> Tensor:
-        """One parameter, mapped from the file rather than copied out of it where possible."""
-        array = self._file[f"params/{name}"]
+        """One parameter."""
+        return self._tensor(self._file[f"params/{name}"])
+
+    def buffer(self, parameter: str, name: str) -> Tensor | None:
+        """A parameter's buffer; ``None`` if there is none, or none yet."""
+        path = f"buffers/{parameter}.{name}"
+        return self._tensor(self._file[path]) if path in self._file else None
+
+    def last_step(self, parameter: str, name: str) -> Tensor:
+        """What ``--save-buffers`` kept of the last step of a parameter; NaN before the first."""
+        if self.step == 0:
+            return torch.full(self._file[f"params/{parameter}"].shape, math.nan)
+        return self._tensor(self._file[f"buffers/{parameter}.{name}"])
+
+    def last_step_number(self, parameter: str, name: str) -> float:
+        """The same, of a buffer that is a single number."""
+        return math.nan if self.step == 0 else float(self.last_step(parameter, name))
+
+    def _tensor(self, array: h5py.Dataset) -> Tensor:
+        """An array, mapped from the file rather than copied out of it where possible."""
         offset = array.id.get_offset()
         if offset is None or not array.size:
             return torch.from_numpy(array[()])
@@ -71,11 +90,6 @@ class StepFeatures:
             for name, dataset in datasets(group)
         }
 
-    def buffer(self, parameter: str, name: str) -> Tensor | None:
-        """The optimizer's buffer of a parameter; ``None`` if it keeps none, or none yet."""
-        path = f"buffers/{parameter}.{name}"
-        return torch.from_numpy(np.array(self._file[path][()])) if path in self._file else None
-
     def metric(self, name: str) -> float:
         """A number saved with the checkpoint; NaN if it was not evaluated there."""
         metrics = self._file["metrics"]
@@ -86,6 +100,12 @@ class StepFeatures:
         if name not in self._known:
             self._known[name] = self._file[f"conservation/{name}"][()]
         return self._known[name]
+
+    @property
+    def decay(self) -> NDArray[np.float64]:
+        """What weight decay has added to each charge since the start, [K]."""
+        parts = ("start", "kinetic", "leak")
+        return self.conservation("charge") - sum(map(self.conservation, parts))
 
     @cached_property
     def record(self) -> dict[str, NDArray[np.float64]]:

@@ -25,12 +25,14 @@ class Context:
         config: the command line.
         seed: the run's seed.
         model_at: the run's network at the checkpoints; costs nothing until it is used.
+        buffers: what the run kept with ``--save-buffers``.
     """
 
     laws: Laws
     config: CacheConfig
     seed: int
     model_at: ModelAt
+    buffers: frozenset[str]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from Metrics.spectrum import Loss
 from Training.config import TrainConfig
 from Training.rebuild import rebuild_config, rebuild_model
 from Training.registry import LOSSES
+from Training.schedule import Schedule
 from Utils.devices import select_device
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
@@ -75,9 +76,9 @@ class ModelAt:
         return rebuild_config(self._run, self._hyperparameters)
 
     @cached_property
-    def steps_per_epoch(self) -> int:
-        """Updates in an epoch."""
-        return int(self._hyperparameters["task"]["steps_per_epoch"])
+    def schedule(self) -> Schedule:
+        """The run's learning rate and momentum at every step."""
+        return Schedule(self.training, self._hyperparameters["task"]["train_size"])
 
     @cached_property
     def device(self) -> torch.device:
@@ -102,7 +103,8 @@ class ModelAt:
         They are drawn from the stream "examples" of the run's seed: the same at every step.
         """
         config = self.training
-        split = load_dataset(config.dataset, config.data_dir).train
+        options = config.data_options
+        split = load_dataset(config.dataset, config.data_dir, config.seed, **options).train
         size = self._config.examples
         return random_batch(split, size, config.seed, "examples", self.device, self.dtype)
 

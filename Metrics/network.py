@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from Metrics.features import StepFeatures
-from Metrics.metric import Arrays, Curves
+from Metrics.metric import Arrays, Context, Curves
 
 
 class Network(Curves):
@@ -19,16 +20,22 @@ class Network(Curves):
 
     def rows(self, features: StepFeatures) -> Arrays:
         return {
-            f"empirical/{name}": self._chosen(features, name, shape)
-            for name, shape in features.parameters.items()
+            f"empirical/{name}": chosen_entries(features.parameter(name), name, self.context)
+            for name in features.parameters
         }
 
-    def _chosen(
-        self, features: StepFeatures, name: str, shape: tuple[int, ...]
-    ) -> NDArray[np.float64]:
-        size, subset = int(np.prod(shape)), self.context.config.subset
-        stream = np.random.default_rng([self.context.seed, zlib.crc32(name.encode())])
-        places = np.sort(stream.choice(size, min(size, subset), replace=False))
-        flat = features.parameter(name).reshape(-1)
-        entries: NDArray[np.float64] = flat[places].double().numpy()
-        return entries
+
+def chosen_entries(x: Tensor, name: str, context: Context) -> NDArray[np.float64]:
+    """Entries of a parameter-shaped tensor, always those that the run's seed chooses.
+
+    Args:
+        x: the tensor.
+        name: the parameter's, on which the choice depends.
+        context: of the run; ``--subset`` says how many, 0 meaning all.
+    """
+    flat, subset = x.reshape(-1), context.config.subset
+    if 0 < subset < len(flat):
+        stream = np.random.default_rng([context.seed, zlib.crc32(name.encode())])
+        flat = flat[np.sort(stream.choice(len(flat), subset, replace=False))]
+    entries: NDArray[np.float64] = flat.double().numpy()
+    return entries

@@ -8,6 +8,10 @@ from Utils.registry import Entry, Registry
 _PAPER = "Kunin et al., Neural Mechanics, ICLR 2021"
 
 
+Kind = Literal["law", "phase", "units", "gradients", "stability", "certificate", "curves"]
+"""The forms of figures."""
+
+
 @dataclass(frozen=True)
 class MetricEntry(Entry):
     """A metric.
@@ -19,17 +23,21 @@ class MetricEntry(Entry):
         title: of its figure.
         ylabel: the quantity, as mathtext.
         units: of the quantity.
-        kind: "law" if predictions stand beside the measurements, "curves" if not; "stability"
-            for eigenvalues and their threshold, "certificate" for deviations from zero.
+        kind: "law" if predictions stand beside the measurements; else the form of its figure:
+            "phase" for velocities over positions, "units" for curves of units of layers,
+            "gradients" for weights and their gradients, "stability" for eigenvalues and their
+            threshold, "certificate" for deviations from zero, "curves" for anything.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
+        needs: of which of ``--save-buffers`` the run must have kept one.
     """
 
     title: str = ""
     ylabel: str = ""
     units: str = "1"
-    kind: Literal["law", "curves", "stability", "certificate"] = "curves"
+    kind: Kind = "curves"
     default: bool = True
+    needs: tuple[str, ...] = ()
 
 
 METRICS: Registry[MetricEntry] = Registry(
@@ -75,6 +83,43 @@ METRICS: Registry[MetricEntry] = Registry(
             "single weights of every parameter, a random subset",
             title="Network parameters",
             ylabel=r"$\theta_i$",
+        ),
+        MetricEntry(
+            "gradient",
+            "Metrics.gradients:Gradient",
+            "squared norms of the last step's gradient, of each filter or neuron",
+            title="Gradient norms",
+            ylabel=r"$|g_i|^2$",
+            kind="units",
+            needs=("grad", "grad_norm"),
+        ),
+        MetricEntry(
+            "phase",
+            "Metrics.phase:Phase",
+            "squared norms of filters or neurons against their velocity in the last step",
+            _PAPER,
+            title="Phase portraits",
+            ylabel=r"$\mathrm{d}|w|^2 / \mathrm{d}t$",
+            kind="phase",
+            needs=("update",),
+        ),
+        MetricEntry(
+            "weights_grads",
+            "Metrics.gradients:WeightsGrads",
+            "single weights of convolutions and linear layers, and their gradients",
+            title="Weights and gradients",
+            ylabel=r"$\theta_i$",
+            kind="gradients",
+            needs=("grad",),
+        ),
+        MetricEntry(
+            "weights_grads_full",
+            "Metrics.gradients:WeightsGradsFull",
+            "single weights of all parameters, and their gradients",
+            title="Weights and gradients of all parameters",
+            ylabel=r"$\theta_i$",
+            kind="gradients",
+            needs=("grad",),
         ),
         MetricEntry(
             "sharpness",

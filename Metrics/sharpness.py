@@ -19,7 +19,7 @@ from Metrics.spectrum import (
     preconditioned,
 )
 from Metrics.stability import Stability, stability
-from Training.optimizers import build_optimizer, lr_factor
+from Training.optimizers import build_optimizer
 
 HESSIAN, GAUSS_NEWTON, PRECONDITIONED = "Hessian", "Gauss-Newton", "preconditioned Hessian"
 """The matrices, which are the "layers" of the cache."""
@@ -83,10 +83,10 @@ class Sharpness(Curves):
 
     def _edge(self, step: int) -> Stability | None:
         """The edge of stability for the update after ``step``."""
-        at = self.context.model_at
-        factor = lr_factor(at.training, at.steps_per_epoch)(step)
-        lr: float = self._optimizer.param_groups[0]["lr"]
-        return stability(self._optimizer, lr * factor)
+        schedule = self.context.model_at.schedule
+        if len(schedule.phases) > 1:
+            self._optimizer.param_groups[0]["momentum"] = schedule.momentum(step)
+        return stability(self._optimizer, schedule.lr(step))
 
     def _inverse(self, features: StepFeatures, edge: Stability) -> Floats | None:
         """[P] 1/p, zero for parameters that have never had a gradient; ``None`` before a step."""

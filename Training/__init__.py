@@ -4,6 +4,6 @@ Importing this room costs nothing; ``torch`` is imported by the modules that com
 """
 
 from Training.config import TrainConfig
-from Training.registry import LOSSES, OPTIMIZERS, OptimizerEntry
+from Training.registry import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES, OptimizerEntry
 
-__all__ = ["LOSSES", "OPTIMIZERS", "OptimizerEntry", "TrainConfig"]
+__all__ = ["BUFFERS", "LOSSES", "OPTIMIZERS", "SCHEDULES", "OptimizerEntry", "TrainConfig"]

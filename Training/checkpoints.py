@@ -1,9 +1,9 @@
 """Checkpoints in and out: tensors and plain containers, read without running any code.
 
 ``ckpt/step{N}.tar`` holds, N being the number of updates done: ``epoch, step,
-model_state_dict, optimizer_state_dict, scheduler_state_dict, observer_state_dict, loss_state,
-rng_state, data_state`` and, where they were evaluated, ``train_loss, test_loss, accuracy1,
-accuracy5``.
+model_state_dict, optimizer_state_dict, scheduler_state_dict, observer_state_dict,
+buffer_state_dict, loss_state, rng_state, data_state`` and, where they were evaluated,
+``train_loss, test_loss, accuracy1, accuracy5``.
 """
 
 import logging

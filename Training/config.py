@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 import pydantic
 from pydantic import Field
 
-from Data import DATASETS, DEFAULT_DATA_DIR
+from Data import DataConfig
 from Models import ModelConfig
-from Training.registry import LOSSES, OPTIMIZERS
+from Training.registry import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
 from Utils.devices import DeviceName
 
@@ -16,13 +16,11 @@ _OPTIONS = tuple(dict.fromkeys(o for entry in OPTIMIZERS for o in entry.options)
 _TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
 
 
-class TrainConfig(ModelConfig, RunConfig):
+class TrainConfig(ModelConfig, DataConfig, RunConfig):
     """Train a model and save what the later stages need; run it again to continue."""
 
-    dataset: str = Field("digits", description="The data, listed above.")
-    data_dir: str = Field(DEFAULT_DATA_DIR, description="Folder with the downloaded data sets.")
     augment: bool = Field(
-        True, description="Random crops and flips of training images, where the data set has them."
+        True, description="Random changes of training images, where the data set has them."
     )
     train_batch_size: int = Field(128, ge=1, description="Examples per step.")
     test_batch_size: int = Field(256, ge=1, description="Examples per evaluation batch.")
@@ -31,7 +29,7 @@ class TrainConfig(ModelConfig, RunConfig):
     )
 
     loss: str = Field("ce", description="ce or mse, explained above.")
-    epochs: int = Field(30, ge=0, description="Passes over the training data.")
+    epochs: int = Field(30, ge=0, description="Passes over the training data, in each phase.")
     optimizer: str = Field("sgd", description="The optimizer, listed above.")
     lr: float | None = Field(None, gt=0, description="Learning rate; the optimizer's own default.")
     lr_drops: Integers = Field((), description="Epochs at whose start the learning rate drops.")
@@ -39,6 +37,10 @@ class TrainConfig(ModelConfig, RunConfig):
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="cosine: down to zero at the end, multiplied with the drops."
     )
+    schedule: str = Field(
+        "none", description="How --optimizer momentum is annealed in phases, listed above."
+    )
+    anneal_steps: int = Field(1, ge=1, description="Phases of --schedule, each of --epochs epochs.")
     warmup_steps: int = Field(0, ge=0, description="Steps over which it first rises linearly.")
     wd: float | None = Field(
         None, ge=0, description="Weight decay: an L2 term in the gradient, or as listed above."
@@ -57,6 +59,9 @@ class TrainConfig(ModelConfig, RunConfig):
     save_freq: int | None = Field(None, ge=1, description="Steps between checkpoints.")
     save_at: Names = Field(
         (), description="More steps with a checkpoint: numbers, or log for ten per decade."
+    )
+    save_buffers: Names = Field(
+        (), description="Parameter-sized buffers to keep in checkpoints, listed above."
     )
     observe_freq: int = Field(
         10, ge=1, description="Steps between observations of the conserved quantities."
@@ -85,9 +90,14 @@ class TrainConfig(ModelConfig, RunConfig):
         return parts
 
     @pydantic.model_validator(mode="after")
-    def _check_names(self) -> Self:
-        for registry, name in ((DATASETS, self.dataset), (LOSSES, self.loss)):
-            registry[name]  # raises if unknown
+    def _check_loss(self) -> Self:
+        loss, task = LOSSES[self.loss], self.data_entry.task
+        if task not in loss.tasks:
+            fitting = " or ".join(entry.name for entry in LOSSES if task in entry.tasks)
+            raise ValueError(
+                f"--loss {loss.name}: not for the {task} of --dataset {self.dataset}; "
+                f"use --loss {fitting}"
+            )
         return self
 
     @pydantic.model_validator(mode="before")
@@ -108,8 +118,31 @@ class TrainConfig(ModelConfig, RunConfig):
             raise ValueError(
                 "--optimizer momentum needs a --momentum above 0, as in --momentum 0.9"
             )
+        annealed = SCHEDULES[self.schedule].name != "none"
+        if annealed and chosen.name != "momentum":
+            raise ValueError(
+                f"--schedule {self.schedule} changes the momentum; use --optimizer momentum"
+            )
+        if annealed != (self.anneal_steps > 1):
+            raise ValueError(
+                f"--anneal-steps {self.anneal_steps} with --schedule {self.schedule}: phases "
+                "need both, as in --schedule batch-doubling --anneal-steps 3"
+            )
         if self.nesterov and self.dampening:
             raise ValueError(f"--nesterov needs --dampening 0, not {self.dampening}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_buffers(self) -> Self:
+        for name in self.save_buffers:
+            only = BUFFERS[name].optimizer  # raises if unknown
+            if only not in {"", self.optimizer}:
+                fitting = [b.name for b in BUFFERS if b.optimizer == self.optimizer]
+                advice = f"use {fitting[0]}" if fitting else "leave it out"
+                raise ValueError(
+                    f"--save-buffers {name}: it belongs to the paper's theory of --optimizer "
+                    f"{only}, which says nothing of {self.optimizer}; {advice}"
+                )
         return self
 
     def save_steps(self, total: int) -> set[int]:

@@ -79,6 +79,7 @@ class ConservationObserver:
 
     # ------------------------------------------------------------------ every record
 
+    @np.errstate(over="ignore", invalid="ignore")  # in a run that diverges, which its loss tells
     def record(self, step: int) -> None:
         """Advance the predictions to the present weights and record them beside the charges.
 
@@ -132,9 +133,9 @@ class ConservationObserver:
         """Take the laws through the steps since the last record."""
         if not self._pending:
             return
-        rows = torch.stack([row for _, row in self._pending]).double().cpu().numpy()
+        rows = torch.stack([row for _, row in self._pending]).cpu().numpy()
         for (coefficients, _), row in zip(self._pending, rows, strict=True):
-            self._updates.advance(self._state, coefficients, row)
+            self._updates.advance(self._state, coefficients, row.astype(np.float64))
             self.time += coefficients[0].effective_lr
         self._pending.clear()
 

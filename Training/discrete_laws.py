@@ -16,11 +16,16 @@ step, so that schedules, warm-up and momentum cycling need no code.
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 Floats = NDArray[np.float64]
+
+Values = TypeVar("Values", Floats, Tensor)
+"""The laws' on the host, or single weights' on the device, in float64."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ def linear_step(s: Floats, p: Floats, c: Coefficients, leak: Floats) -> tuple[Fl
 
 
 def paper_quadratic_step(
-    u: Floats, rate: Floats, c: Coefficients, uu: Floats
-) -> tuple[Floats, Floats]:
+    u: Values, rate: Values, c: Coefficients, uu: Values
+) -> tuple[Values, Values]:
     """The modified flow's prediction of q (Kunin et al. 2021, section 6), over one step.
 
     Without momentum ``e^{−2λt}q₀ + η∫e^{−2λ(t−τ)}|g|²dτ``; with momentum the forced oscillator
@@ -125,7 +130,7 @@ def paper_linear_step(u: Floats, rate: Floats, c: Coefficients) -> tuple[Floats,
     return _oscillate(u, rate, c, 2 * c.wd)
 
 
-def _oscillate(u: Floats, rate: Floats, c: Coefficients, pull: float) -> tuple[Floats, Floats]:
+def _oscillate(u: Values, rate: Values, c: Coefficients, pull: float) -> tuple[Values, Values]:
     """Solve ``ü + 2γu̇ + ω²u = 0`` over the time η(1−α), for any damping.
 
     γ = (1−β)/D and ω² = pull/D with D = η(1−α)(1+β).

@@ -1,10 +1,11 @@
 """From checkpoints to features: weights, optimizer buffers and probe outputs as plain HDF5.
 
 ``feats/step{N}.h5`` holds ``/metrics/*`` (scalars), ``/params/<parameter>``,
-``/buffers/<parameter>.<buffer>``, ``/state/<module buffer>``, ``/conservation/*`` (what the
-observer knew, and its record since the previous checkpoint) and, if asked for, ``/probe/*``:
-``logits`` and ``activations/<module>`` on the run's fixed probe batch, in evaluation mode.
-Its attribute ``source`` identifies the checkpoint, and ``probe`` what was computed.
+``/buffers/<parameter>.<buffer>`` (the optimizer's, and those of --save-buffers),
+``/state/<module buffer>``, ``/conservation/*`` (what the observer knew, and its record since the
+previous checkpoint) and, if asked for, ``/probe/*``: ``logits`` and ``activations/<module>`` on
+the run's fixed probe batch, in evaluation mode. Its attribute ``source``
+identifies the checkpoint, and ``probe`` what was computed.
 """
 
 import hashlib
@@ -117,6 +118,9 @@ def _content(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
         for buffer, value in state.items():
             if value is not None:
                 yield f"buffers/{parameters[index]}.{buffer}", _array(value)
+    for parameter, saved in checkpoint.get("buffer_state_dict", {}).items():
+        for buffer, value in saved.items():
+            yield f"buffers/{parameter}.{buffer}", _array(value)
     for name, value in checkpoint["observer_state_dict"].items():
         if isinstance(value, dict):
             for part, tensor in value.items():

@@ -15,7 +15,17 @@ from Utils.errors import UserError, storage_error
 from Utils.rundir import RunFolder
 
 WITHOUT_EFFECT = frozenset(
-    {"experiment", "expid", "save_dir", "overwrite", "data_dir", "model_dir", "device", "list_laws"}
+    {
+        "experiment",
+        "expid",
+        "save_dir",
+        "overwrite",
+        "data_dir",
+        "model_dir",
+        "workers",
+        "device",
+        "list_laws",
+    }
 )
 """Flags that may differ between a command and its continuation."""
 

@@ -8,7 +8,7 @@ import time
 import torch
 
 from Data.batches import evaluation_batches
-from Data.dataset import Split
+from Data.dataset import Examples
 from Training.checkpoints import save_checkpoint
 from Training.config import TrainConfig
 from Training.evaluation import evaluate
@@ -42,7 +42,7 @@ class Trainer:
         run: RunFolder,
         state: TrainingState,
         total: int,
-        test: Split,
+        test: Examples,
         journal: Journal,
         log: logging.Logger,
     ):
@@ -69,7 +69,7 @@ class Trainer:
             UserError: a loss is not finite, or a file cannot be written.
         """
         config, state = self.config, self.state
-        model, optimizer, scheduler = state.model, state.optimizer, state.scheduler
+        model, optimizer = state.model, state.optimizer
         batches, losses = state.batches, state.losses
         parameters = list(model.parameters())
         save_steps = config.save_steps(self.total)
@@ -83,9 +83,8 @@ class Trainer:
                 if config.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
                 optimizer.step()  # the observer's hooks run in here
-                scheduler.step()
+                state.advance()
                 losses.add(loss.detach())  # no .item(): it would wait for the device
-                state.step = step
 
                 stopped_by = interruption.received
                 epoch_ends = batches.position == 0

@@ -18,9 +18,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mean_squared_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over [N, C] of (logits − one-hot targets)²; targets [N] int64."""
-    one_hot = functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
-    return functional.mse_loss(logits, one_hot)
+    """Mean over [N, C] of (logits − targets)²; targets [N, C], or one-hot from [N] int64."""
+    if not targets.is_floating_point():
+        targets = functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
+    return functional.mse_loss(logits, targets)
 
 
 def not_finite(which: str, value: float) -> UserError:

@@ -4,14 +4,10 @@ Every builder takes a model's parameters as pairs (name, parameter) and the flag
 registry lists for it.
 """
 
-import math
-from collections.abc import Callable
-
 import pytorch_optimizer
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from Training.config import TrainConfig
 from Training.registry import OPTIMIZERS
@@ -93,30 +89,3 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     options = {name: getattr(config, name) for name in entry.options}
     optimizer: Optimizer = entry.load()(list(model.named_parameters()), **options)
     return optimizer
-
-
-def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
-    """The schedule of ``optimizer``, to be stepped after each of its steps."""
-    return LambdaLR(optimizer, lr_factor(config, steps_per_epoch))
-
-
-def lr_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """What multiplies ``--lr`` in the update that follows ``step`` finished ones.
-
-    The product of: a linear warm-up (k+1)/warmup_steps; lr_drop_rate for every epoch in
-    lr_drops that has begun; for "cosine", (1 + cos(π t))/2 with t from 0 after the warm-up to
-    1 at the end.
-    """
-    warmup = config.warmup_steps
-    drops = [epoch * steps_per_epoch for epoch in config.lr_drops]
-    annealed = max(config.epochs * steps_per_epoch - warmup, 1)
-
-    def factor(step: int) -> float:
-        value = config.lr_drop_rate ** sum(step >= drop for drop in drops)
-        if step < warmup:
-            value *= (step + 1) / warmup
-        elif config.lr_schedule == "cosine":
-            value *= (1 + math.cos(math.pi * (step - warmup) / annealed)) / 2
-        return value
-
-    return factor

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
+from Data.entry import Task
 from Utils.registry import Entry, Registry
 
 
@@ -93,14 +95,127 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     aliases={"custom_sgd": "momentum"},
 )
 
-LOSSES: Registry[Entry] = Registry(
+
+_ANNEALING = "Kunin et al. (2023), The limiting dynamics of SGD, Neural Computation"
+
+SCHEDULES: Registry[Entry] = Registry(
+    "schedule",
+    [
+        Entry("none", "Training.schedule:constant", "one phase of --epochs epochs"),
+        Entry(
+            "batch-doubling",
+            "Training.schedule:double_batches",
+            "batch size doubles; lr and momentum keep lr/(S(1−β)) and 1/(S(1−β²))",
+            _ANNEALING,
+        ),
+        Entry(
+            "linear",
+            "Training.schedule:linear",
+            "lr and momentum go in equal steps to 1e-8 and 0.9999",
+            _ANNEALING,
+        ),
+        Entry(
+            "lr-halving",
+            "Training.schedule:halve_lr",
+            "lr halves; momentum keeps lr/(1−β)",
+            _ANNEALING,
+        ),
+    ],
+)
+"""What changes between the phases of a run; builders are called as ``builder(config, phase)``."""
+
+
+@dataclass(frozen=True)
+class LossEntry(Entry):
+    """A loss, of outputs [N, C] and targets.
+
+    Attributes:
+        tasks: of which data it is the loss.
+    """
+
+    tasks: tuple[Task, ...] = ("classification",)
+
+
+LOSSES: Registry[LossEntry] = Registry(
     "loss",
     [
-        Entry("ce", "Training.losses:cross_entropy", "softmax cross-entropy, mean over examples"),
-        Entry(
+        LossEntry(
+            "ce", "Training.losses:cross_entropy", "softmax cross-entropy, mean over examples"
+        ),
+        LossEntry(
             "mse",
             "Training.losses:mean_squared_error",
-            "squared distance to the one-hot target, mean over examples and classes",
+            "squared distance to the target (one-hot for classes), mean over examples and outputs",
+            tasks=("classification", "regression"),
+        ),
+    ],
+)
+
+
+@dataclass(frozen=True)
+class BufferEntry(Entry):
+    """A kind of parameter-sized buffers.
+
+    The builder is called in every step for every parameter as ``builder(x, c, *held)``: x is of
+    the parameter's shape, c are the step's :class:`Training.discrete_laws.Coefficients`, and
+    held, if it accumulates, are the tensors it returned in the step before, zeros in the first.
+
+    Attributes:
+        of: what x is: the gradient as the optimizer got it, the velocity (momentum buffer)
+            after the step, or the update, weights after the step minus those before.
+        tensors: the names in files of what it returns.
+        accumulates: whether it is float64 and continues from step to step.
+        optimizer: the only one that it is meaningful for; any if empty.
+    """
+
+    of: Literal["gradient", "velocity", "update"] = "gradient"
+    tensors: tuple[str, ...] = ()
+    accumulates: bool = False
+    optimizer: str = ""
+
+
+_PAPER = "Kunin et al., Neural Mechanics, ICLR 2021"
+
+BUFFERS: Registry[BufferEntry] = Registry(
+    "buffer",
+    [
+        BufferEntry(
+            "sgd",
+            "Training.buffers:integral",
+            "integral_buffer: the integral of g² in the paper's theory of sgd",
+            _PAPER,
+            tensors=("integral_buffer",),
+            accumulates=True,
+            optimizer="sgd",
+        ),
+        BufferEntry(
+            "mom",
+            "Training.buffers:oscillator",
+            "integral_buffer_1, _2: that of v² in its theory of momentum, and its rate of change",
+            _PAPER,
+            of="velocity",
+            tensors=("integral_buffer_1", "integral_buffer_2"),
+            accumulates=True,
+            optimizer="momentum",
+        ),
+        BufferEntry(
+            "grad",
+            "Training.buffers:gradient",
+            "grad_buffer: the last step's gradient g, clipped but without weight decay",
+            tensors=("grad_buffer",),
+        ),
+        BufferEntry(
+            "grad_norm",
+            "Training.buffers:squared_gradient",
+            "grad_norm_buffer: its element-wise square",
+            tensors=("grad_norm_buffer",),
+        ),
+        BufferEntry(
+            "update",
+            "Training.buffers:update",
+            "update_buffer: the last step itself, θ_n − θ_{n−1}; with its time and rate of decay",
+            of="update",
+            tensors=("update_buffer", "update_time", "update_decay"),
         ),
     ],
 )

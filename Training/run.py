@@ -1,11 +1,12 @@
 """From a configuration to a trained run."""
 
 import copy
+from contextlib import closing
 
 import torch
 from torch import nn
 
-from Data import DATASETS, load_dataset
+from Data import load_dataset
 from Data.batches import probe_batch
 from Data.dataset import Dataset
 from Models import build_model
@@ -15,6 +16,7 @@ from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
 from Training.journal import Journal
 from Training.loop import Trainer
+from Training.schedule import Schedule
 from Training.state import TrainingState
 from Utils.devices import select_device
 from Utils.errors import UserError
@@ -25,7 +27,7 @@ from Utils.storage import write_hdf5
 
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
-    entry = DATASETS[config.dataset]
+    entry = config.data_entry
     return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
@@ -43,7 +45,7 @@ def train(config: TrainConfig, run: RunFolder) -> int:
         UserError: everything that the user can mend. An old run is left as it was.
     """
     device = select_device(config.device)
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
     model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
     _check_smallest_batch(config, model, dataset)
     with run.lock("train"):
@@ -65,7 +67,7 @@ def _train(
     laws = Laws.load(run.symmetries)
     state = TrainingState.initial(config, model, dataset, laws, device)
     _write_descriptions(config, run, dataset, state)
-    total = config.epochs * state.batches.steps_per_epoch
+    total = state.schedule.total
     if checkpoint is None:
         log.info("%s on %s: %d laws, %d steps", config.model, device, len(laws), total)
     else:
@@ -74,7 +76,7 @@ def _train(
             log.info("step %d/%d is done already; --overwrite starts anew", total, total)
             return 0
         log.info("continuing after step %d/%d", state.step, total)
-    with Journal(run.logs, state.step if checkpoint else -1) as journal:
+    with closing(state.batches), Journal(run.logs, state.step if checkpoint else -1) as journal:
         trainer = Trainer(config, run, state, total, dataset.test.to(device), journal, log)
         if checkpoint is None:
             trainer.begin()
@@ -82,7 +84,7 @@ def _train(
 
 
 def _laws(config: TrainConfig, model: nn.Module) -> Laws:
-    shape, dtype = DATASETS[config.dataset].input_shape, getattr(torch, config.dtype)
+    shape, dtype = config.data_entry.input_shape, getattr(torch, config.dtype)
     return find_laws(model, torch.zeros(2, *shape, dtype=dtype), config.loss, config.balance)
 
 
@@ -102,7 +104,7 @@ def _write_descriptions(
             "num_classes": dataset.entry.num_classes,
             "train_size": len(dataset.train),
             "test_size": len(dataset.test),
-            "steps_per_epoch": state.batches.steps_per_epoch,
+            "phases": state.schedule.describe(),
         }
         run.write_hyperparameters(describe(config, device, task))
 
@@ -110,8 +112,8 @@ def _write_descriptions(
 def _check_smallest_batch(config: TrainConfig, model: nn.Module, dataset: Dataset) -> None:
     """Batch normalisation cannot be trained on a batch of one: say so before the epoch's end."""
     size = len(dataset.train)
-    last = size % config.train_batch_size
-    if config.train_batch_size > 1 and (last != 1 or config.drop_last):
+    batches = {phase.batch_size for phase in Schedule(config, size).phases}
+    if not any(batch == 1 or (size % batch == 1 and not config.drop_last) for batch in batches):
         return
     shape, dtype = dataset.entry.input_shape, getattr(torch, config.dtype)
     try:

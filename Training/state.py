@@ -8,14 +8,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from Data.batches import Batches
+from Data.batches import training_batches
 from Data.dataset import Dataset
+from Data.order import TrainingBatches
 from Models.symmetry import Laws
+from Training.buffers import StepBuffers
 from Training.checkpoints import Checkpoint, load_weights
 from Training.config import TrainConfig
 from Training.conservation import ConservationObserver
 from Training.losses import LossRecord
-from Training.optimizers import build_optimizer, build_scheduler
+from Training.optimizers import build_optimizer
+from Training.schedule import Schedule
 from Utils.seeds import stream_seed
 
 
@@ -30,9 +33,11 @@ class TrainingState:
 
     model: nn.Module
     optimizer: Optimizer
+    schedule: Schedule
     scheduler: LambdaLR
     observer: ConservationObserver
-    batches: Batches
+    buffers: StepBuffers
+    batches: TrainingBatches
     device: torch.device
     step: int = 0
     losses: LossRecord = field(default_factory=LossRecord)
@@ -51,13 +56,13 @@ class TrainingState:
         Args:
             config: the run's configuration.
             model: initialised.
-            dataset: in memory.
+            dataset: what to train on.
             laws: the model's, for the observer.
             device: where to train; the model is moved there.
         """
         model.to(device)
         dtype = getattr(torch, config.dtype)
-        batches = Batches(
+        batches = training_batches(
             dataset.train,
             config.train_batch_size,
             config.seed,
@@ -67,10 +72,12 @@ class TrainingState:
             config.drop_last,
         )
         optimizer = build_optimizer(config, model)
-        scheduler = build_scheduler(config, optimizer, batches.steps_per_epoch)
+        schedule = Schedule(config, len(dataset.train))
+        scheduler = LambdaLR(optimizer, lambda step: schedule.lr(step) / schedule.phases[0].lr)
         observer = ConservationObserver(model, optimizer, laws)
+        buffers = StepBuffers(model, optimizer, config.save_buffers)
         torch.manual_seed(stream_seed(config.seed, "dropout"))
-        return cls(model, optimizer, scheduler, observer, batches, device)
+        return cls(model, optimizer, schedule, scheduler, observer, buffers, batches, device)
 
     @property
     def epoch(self) -> int:
@@ -81,6 +88,16 @@ class TrainingState:
     def lr(self) -> float:
         """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def advance(self) -> None:
+        """Move the schedule on, after an update."""
+        self.step += 1
+        self.scheduler.step()
+        if len(self.schedule.phases) > 1:
+            for group in self.optimizer.param_groups:
+                group["momentum"] = self.schedule.momentum(self.step)
+        if self.batches.position == 0:
+            self.batches.resize(self.schedule.phase(self.epoch).batch_size)
 
     def state_dict(self) -> Checkpoint:
         """The content of a checkpoint, without the metrics."""
@@ -94,6 +111,7 @@ class TrainingState:
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "observer_state_dict": self.observer.state_dict(),
+            "buffer_state_dict": self.buffers.state_dict(),
             "loss_state": self.losses.state_dict(),
             "rng_state": rng_state,
             "data_state": self.batches.state_dict(),
@@ -109,7 +127,9 @@ class TrainingState:
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
         self.observer.load_state_dict(checkpoint["observer_state_dict"])
+        self.buffers.load_state_dict(checkpoint["buffer_state_dict"])
         self.losses.load_state_dict(checkpoint["loss_state"])
+        self.batches.resize(self.schedule.phase(checkpoint["epoch"]).batch_size)
         self.batches.load_state_dict(checkpoint["data_state"])
         self.step = checkpoint["step"]
         rng_state: dict[str, Any] = checkpoint["rng_state"]

@@ -44,9 +44,10 @@ class LawState:
     """What is known of each law between two steps, in float64.
 
     Attributes:
+        start: the charges at the beginning, [K].
         charge: what the law predicts, [K].
-        decay, kinetic, leak: what weight decay, the square of the update and the broken
-            symmetry have added to it since the start, [K]; they sum to its change.
+        kinetic, leak: what the square of the update and the broken symmetry have added to it
+            since the start, [K].
         paper: what the paper's continuous theory predicts, [K]; NaN where it has none.
         turned: the angle in radians by which each group of weights has turned, summed over the
             steps, [Q]; meaningful for scale laws.
@@ -57,8 +58,8 @@ class LawState:
             hyper-parameters, [K].
     """
 
+    start: Floats
     charge: Floats
-    decay: Floats
     kinetic: Floats
     leak: Floats
     paper: Floats
@@ -74,8 +75,13 @@ class LawState:
         """The state from which predictions start, with the first Q laws quadratic."""
         zeros = {f.name: np.zeros_like(charges) for f in fields(cls)}
         apart = np.zeros(len(charges), bool)
-        known = {"charge": charges.copy(), "paper": charges.copy(), "turned": np.zeros(quadratic)}
-        return cls(**{**zeros, **known, "apart": apart})
+        known = {name: charges.copy() for name in ("start", "charge", "paper")}
+        return cls(**{**zeros, **known, "turned": np.zeros(quadratic), "apart": apart})
+
+    @property
+    def decay(self) -> Floats:
+        """What weight decay has added to the charge since the start, [K]."""
+        return self.charge - self.start - self.kinetic - self.leak
 
 
 class Updates(Protocol):
@@ -115,7 +121,7 @@ class SGDUpdates:
         self._row: Tensor
 
     def before(self, optimizer: Optimizer) -> None:
-        self._coefficients = [_coefficients(optimizer, group) for group in optimizer.param_groups]
+        self._coefficients = [coefficients_of(optimizer, group) for group in optimizer.param_groups]
         c, gradient = self._coefficients[0], self._gradient
         pairs: list[tuple[Tensors, Tensors]] = [(self._weight, gradient)]
         if c.nesterov:  # both v' and u follow from g, which the optimizer may overwrite
@@ -163,43 +169,40 @@ class SGDUpdates:
         quadratic_leak, linear_leak, *forms = _split(row, [*widths, *[widths[0]] * count])
         leak = np.concatenate([quadratic @ quadratic_leak, linear @ linear_leak])
         squares = [quadratic @ form for form in forms]
-        before = state.charge.copy()
         for (q, s), c in zip(self._mine, coefficients, strict=True):
             vv, uu, uv = (form[q] for form in (squares if count == 3 else squares * 3))
-            moved = c.lr**2 * (uu if c.momentum else uu + c.wd * (2 * leak[q] + c.wd * before[q]))
             _advance_quadratic(state, q, c, (vv, uu, uv), leak[q])
             _advance_linear(state, s, c, leak[s])
-            state.turned[q] += angle(before[q], state.charge[q], moved)
-        state.decay += state.charge - before
-        state.apart |= self._spanning & (len(set(coefficients)) > 1)
+        if len(set(coefficients)) > 1:
+            state.apart |= self._spanning
 
 
 def _advance_quadratic(
     state: LawState, q: Any, c: Coefficients, squares: tuple[Floats, Floats, Floats], leak: Floats
 ) -> None:
-    """Take quadratic laws through a step; their decay is filled in from the whole change."""
+    """Take quadratic laws through a step; the decay is what the other parts leave."""
     (vv, uu, uv), free, none = squares, replace(c, wd=0.0), np.zeros_like(leak)
-    state.charge[q], state.velocity[q] = quadratic_step(
-        state.charge[q], state.velocity[q], c, uu, uv, leak
+    before = state.charge[q].copy()
+    state.charge[q], state.velocity[q] = quadratic_step(before, state.velocity[q], c, uu, uv, leak)
+    state.kinetic[q], state.kinetic_velocity[q] = quadratic_step(
+        state.kinetic[q], state.kinetic_velocity[q], free, uu, uv, none
     )
-    for part, sources in (("kinetic", (uu, uv, none)), ("leak", (none, none, leak))):
-        value, rate = getattr(state, part), getattr(state, f"{part}_velocity")
-        new, rate[q] = quadratic_step(value[q], rate[q], free, *sources)
-        state.decay[q] -= new - value[q]
-        value[q] = new
+    state.leak[q], state.leak_velocity[q] = quadratic_step(
+        state.leak[q], state.leak_velocity[q], free, none, none, leak
+    )
     state.paper[q], state.paper_rate[q] = paper_quadratic_step(
         state.paper[q], state.paper_rate[q], c, vv
     )
+    moved = c.lr**2 * (uu if c.momentum else uu + c.wd * (2 * leak + c.wd * before))
+    state.turned[q] += angle(before, state.charge[q], moved)
 
 
 def _advance_linear(state: LawState, s: Any, c: Coefficients, leak: Floats) -> None:
-    """Take linear laws through a step; their decay is filled in from the whole change."""
+    """Take linear laws through a step; the decay is what the leak leaves."""
     state.charge[s], state.velocity[s] = linear_step(state.charge[s], state.velocity[s], c, leak)
-    new, state.leak_velocity[s] = linear_step(
+    state.leak[s], state.leak_velocity[s] = linear_step(
         state.leak[s], state.leak_velocity[s], replace(c, wd=0.0), leak
     )
-    state.decay[s] -= new - state.leak[s]
-    state.leak[s] = new
     state.paper[s], state.paper_rate[s] = paper_linear_step(state.paper[s], state.paper_rate[s], c)
 
 
@@ -217,7 +220,7 @@ class MeasuredUpdates:
     def before(self, optimizer: Optimizer) -> None:
         for name, parameter in self._parameters.items():
             self._old[name].copy_(parameter.detach())
-        self._decays = [1 - float(g["lr"]) * _decoupled_wd(g) for g in optimizer.param_groups]
+        self._decays = [1 - float(g["lr"]) * decoupled_wd(g) for g in optimizer.param_groups]
 
     def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
         old = lru_cache(1)(lambda name: self._old[name].double())
@@ -244,16 +247,15 @@ class MeasuredUpdates:
         widths = [quadratic.shape[1]] * 4 + [linear.shape[1]] * 2
         *forms, shrunk, added = _split(row, widths)
         decay, leak, kinetic, moved = (quadratic @ form for form in forms)
-        parts = {
-            "decay": np.concatenate([decay, linear @ shrunk]),
-            "leak": np.concatenate([2 * leak, linear @ added]),
-            "kinetic": np.concatenate([kinetic, np.zeros(linear.shape[0])]),
-        }
-        before = state.charge[: len(kinetic)].copy()
-        for name, part in parts.items():
-            getattr(state, name)[:] += part
-            state.charge += part
-        state.turned += angle(before, state.charge[: len(kinetic)], moved)
+        decay = np.concatenate([decay, linear @ shrunk])
+        leak = np.concatenate([2 * leak, linear @ added])
+        quadratics = slice(0, len(kinetic))
+        before = state.charge[quadratics].copy()
+        state.leak += leak
+        state.kinetic[quadratics] += kinetic
+        state.charge += decay + leak
+        state.charge[quadratics] += kinetic
+        state.turned += angle(before, state.charge[quadratics], moved)
         state.paper[:] = np.nan
 
 
@@ -305,8 +307,8 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def _coefficients(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients:
-    """The hyper-parameters with which a group takes its next step."""
+def coefficients_of(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients:
+    """The hyper-parameters with which a group of SGD takes its next step."""
     state = optimizer.state
     fresh = not any("momentum_buffer" in state[p] for p in group["params"] if p in state)
     return Coefficients(
@@ -341,7 +343,7 @@ def _split(row: Floats, widths: list[int]) -> list[Floats]:
     return np.split(row, np.cumsum(widths)[:-1])
 
 
-def _decoupled_wd(group: dict[str, Any]) -> float:
+def decoupled_wd(group: dict[str, Any]) -> float:
     """λ where a group shrinks its weights by 1 − ηλ; 0 where the decay is in the gradient."""
     decoupled = group.get("decoupled_weight_decay") or group.get("weight_decouple")
     return float(group["weight_decay"]) if decoupled else 0.0

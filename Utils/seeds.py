@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-Stream = Literal["init", "data", "augment", "dropout", "probe", "examples"]
+Stream = Literal["init", "data", "augment", "dropout", "probe", "examples", "content"]
 
 
 def stream_seed(seed: int, stream: Stream) -> int:

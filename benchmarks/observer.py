@@ -2,11 +2,11 @@
 
     python -m benchmarks.observer
 
-Forward, backward and ``torch.optim.SGD`` at batch 128, with a record every 10 steps, which is
+Forward, backward and a stock optimizer at batch 128, with a record every 10 steps, which is
 the default of ``--observe-freq``. Steps with and without are run in turn; ``hooks`` is the time
-inside the observer itself, per step. Limit: the observer reads θ and g (and v) once and writes
-a product of each parameter's size; ``limit`` is the time in which this machine copies as many
-bytes.
+inside the observer itself, per step. Limit: under SGD the observer reads θ and g (and v) once
+and writes a product of each parameter's size; under others it copies θ and forms four products
+in float64; ``limit`` is the time in which this machine copies as many bytes.
 """
 
 import statistics
@@ -26,16 +26,22 @@ from Utils.config import validate
 
 BATCH_SIZE, OBSERVE_FREQ = 128, 10
 
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 1e-3, "weight_decay": 1e-4},
-    "momentum": {"lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9},
-    "nesterov": {"lr": 1e-3, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True},
+_SGD: Any = partial(torch.optim.SGD, lr=1e-3, weight_decay=1e-4)
+
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": _SGD,
+    "momentum": partial(_SGD, momentum=0.9),
+    "nesterov": partial(_SGD, momentum=0.9, nesterov=True),
+    "adamw": torch.optim.AdamW,
 }
+
+_PRODUCTS = {"nesterov": 4 * 4, "adamw": 4 * 8}  # bytes of the products formed per parameter
 
 MODELS: dict[str, tuple[str, str, tuple[int, ...], int]] = {
     "conv, 3x32x32": ("conv", "default", (3, 32, 32), 10),
     "conv, 1x28x28": ("conv", "default", (1, 28, 28), 10),
     "conv, 1x8x8": ("conv", "default", (1, 8, 8), 10),
+    "vit, 3x32x32": ("vit", "default", (3, 32, 32), 10),
     "vgg16-bn, 3x64x64": ("vgg16-bn", "tinyimagenet", (3, 64, 64), 200),
 }
 
@@ -53,14 +59,14 @@ class Loop:
         model_class: str,
         shape: tuple[int, ...],
         classes: int,
-        options: dict[str, Any],
+        optimizer: Any,
         observed: bool,
         batch_size: int,
     ):
         torch.manual_seed(0)
         flags = {"model": name, "model_class": model_class}
         self._model = build_model(validate(ModelConfig, flags, "benchmark"), shape, classes)
-        self._optimizer = torch.optim.SGD(self._model.parameters(), **options)
+        self._optimizer = optimizer(self._model.parameters())
         self._batch = torch.randn(batch_size, *shape), torch.randint(classes, (batch_size,))
         self._step = 0
         self.inside = 0.0
@@ -113,11 +119,11 @@ def measure(
     rows: list[Row] = []
     for model in models:
         large = model.startswith("vgg")
-        for optimizer, options in OPTIMIZERS.items():
+        for optimizer, build in OPTIMIZERS.items():
             if large and optimizer == "nesterov":
                 continue  # minutes for what the small models tell as well
             plain, observed = (
-                Loop(*MODELS[model], options, observed, batch_size) for observed in (False, True)
+                Loop(*MODELS[model], build, observed, batch_size) for observed in (False, True)
             )
             steps = OBSERVE_FREQ
             plain.run(1)
@@ -135,16 +141,15 @@ def measure(
                     "with / without": ratio(seconds["observed"], seconds["plain"]),
                     "hooks / ms": hooks * 1e3,
                     "hooks / step, %": 100 * hooks / step,
-                    "limit / ms": _copy_seconds(_bytes(observed.numbers, options)) * 1e3,
+                    "limit / ms": _copy_seconds(_bytes(observed.numbers, optimizer)) * 1e3,
                 }
             )
     return rows
 
 
-def _bytes(numbers: int, options: dict[str, Any]) -> int:
-    """Bytes that one observed step must read and write: two or four products of float32."""
-    products = 4 if options.get("nesterov") else 2
-    return products * 3 * 4 * numbers
+def _bytes(numbers: int, optimizer: str) -> int:
+    """Bytes that one observed step must read and write: both factors and every product."""
+    return 3 * _PRODUCTS.get(optimizer, 2 * 4) * numbers
 
 
 def _copy_seconds(size: int) -> float:

@@ -97,9 +97,9 @@ class Bare:
         for _ in range(steps):
             index = self._order[self._next : self._next + BATCH_SIZE]
             self._next += BATCH_SIZE
-            inputs = self._normalize(self._split.inputs[index])
+            raw, targets = self._split.take(index)
+            inputs = self._normalize(raw)
             self._optimizer.zero_grad()
-            targets = self._split.targets[index]
             loss: Any = nn.functional.cross_entropy(self._model(inputs), targets)
             loss.backward()
             self._optimizer.step()

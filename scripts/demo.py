@@ -41,7 +41,8 @@ def main() -> int:
     from Metrics.summary import deviation_table  # brings h5py, which the stages need not wait for
 
     runs = {expid: RunFolder(ROOT / "results" / "demo" / expid) for expid in RUNS}
-    caches = [run.cache(name) for run in runs.values() for name in DEFAULT_METRICS]
+    paths = [run.cache(name) for run in runs.values() for name in DEFAULT_METRICS]
+    caches = [path for path in paths if path.exists()]  # not those that need --save-buffers
     print(f"\n{deviation_table(caches)}\n\nfigures:")
     for run in runs.values():
         print(f"  {run.path.relative_to(ROOT)}/img")

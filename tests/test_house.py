@@ -16,7 +16,7 @@ from Data import DATASETS
 from Metrics import METRICS, CacheConfig
 from Metrics.figures import PlotConfig
 from Models import MODELS, NONLINEARITIES
-from Training import LOSSES, OPTIMIZERS, TrainConfig
+from Training import BUFFERS, LOSSES, OPTIMIZERS, TrainConfig
 from Training.config import ExtractConfig
 from Utils.cli import parse
 from Utils.config import Config
@@ -42,6 +42,7 @@ REGISTRIES: list[tuple[str, Registry[Any]]] = [
     ("Data", DATASETS),
     ("Training", OPTIMIZERS),
     ("Training", LOSSES),
+    ("Training", BUFFERS),
     ("Metrics", METRICS),
 ]
 ENTRIES = [pytest.param(room, e, id=e.name) for room, registry in REGISTRIES for e in registry]

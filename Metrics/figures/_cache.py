@@ -103,7 +103,7 @@ class Cache:
 
     Attributes:
         metric: its name.
-        kind: of :class:`Metrics.registry.MetricEntry`, which decides on the figure's form.
+        kind: as in :class:`Metrics.registry.MetricEntry`.
         title: what the metric is, in a few words.
         ylabel: label of the quantity, in mathtext.
         at: where the T checkpoints lie.

@@ -12,7 +12,7 @@ from Metrics.figures._cache import Cache, Layer
 from Metrics.figures._frame import add_header, add_title, header_height, label_axes
 from Metrics.figures._layout import grid
 from Metrics.figures._options import NothingToDraw, Options
-from Metrics.figures._panels import Curve, Panel, x_values
+from Metrics.figures._panels import Curve, Panel, unit_panel, x_values
 
 _LABELS = {
     "train_loss": "training",
@@ -46,18 +46,52 @@ def draw_performance(cache: Cache, options: Options) -> Figure:
 
 
 def draw_network(cache: Cache, panels: Sequence[Panel], options: Options) -> Figure:
-    """A panel for each parameter, with the trajectories of some of its values."""
+    """A panel for each parameter or layer, with the trajectories of some values or units."""
     without_key = replace(options, legend=False)
     figure, cells = grid(len(panels), False, header_height(len(panels), without_key))
     for cell, panel in zip(cells, panels, strict=True):
         colours = style.colours(len(panel.curves))
         for curve, colour in zip(panel.curves, colours, strict=True):
             cell.main.plot(curve.x, curve.measured, color=colour, **style.THIN)
-        style.linear_ticks(cell.main, np.concatenate([c.measured for c in panel.curves]))
+        style.value_ticks(cell.main, np.concatenate([c.measured for c in panel.curves]))
         label_axes(cell, panel, cache.ylabel, options)
-        add_title(cell, replace(panel, shown=f"{len(panel.curves)} values"), False, options)
+        shown = panel.shown if cache.kind == "units" else _values(panel)
+        add_title(cell, replace(panel, shown=shown), False, options)
     add_header(figure, cache.title, None, options)
     return figure
+
+
+def draw_gradients(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
+    """A panel for each parameter: trajectories of some of its values, below their gradients."""
+    without_key = replace(options, legend=False)
+    figure, cells = grid(len(layers), True, header_height(len(layers), without_key))
+    for cell, layer in zip(cells, layers, strict=True):
+        assert cell.lower is not None
+        panel = unit_panel(layer, cache, options)
+        gradients = unit_panel(
+            replace(layer, measured=layer.beside["gradient"]), cache, options, layer.measured
+        )
+        colours = style.colours(len(panel.curves))
+        for weight, gradient, colour in zip(panel.curves, gradients.curves, colours, strict=True):
+            cell.main.plot(weight.x, weight.measured, color=colour, **style.THIN)
+            cell.lower.plot(gradient.x, gradient.measured, color=colour, **style.THIN)
+        style.linear_ticks(cell.main, np.concatenate([c.measured for c in panel.curves]))
+        style.linear_ticks(cell.lower, np.concatenate([c.measured for c in gradients.curves]), 3)
+        _move_exponent_inside(cell.lower)
+        label_axes(cell, panel, cache.ylabel, options, lower="gradient")
+        add_title(cell, replace(panel, shown=_values(panel)), False, options)
+    add_header(figure, cache.title, None, options)
+    return figure
+
+
+def _move_exponent_inside(axes: Axes) -> None:
+    """Write the power of ten of an axis into its upper right corner: above, there is no room."""
+    exponent = axes.yaxis.get_offset_text()
+    exponent.set(x=1, horizontalalignment="right", verticalalignment="top")
+
+
+def _values(panel: Panel) -> str:
+    return "1 value" if len(panel.curves) == 1 else f"{len(panel.curves)} values"
 
 
 def _evaluated(layer: Layer, cache: Cache, options: Options) -> Curve:

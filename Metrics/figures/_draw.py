@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 
 from Metrics.figures._cache import PERFORMANCE, Cache, Layer
 from Metrics.figures._certificate import draw_certificate
-from Metrics.figures._curves import draw_network, draw_performance
+from Metrics.figures._curves import draw_gradients, draw_network, draw_performance
 from Metrics.figures._laws import draw_laws, draw_many_laws
 from Metrics.figures._options import NothingToDraw, Options, check_layers, select_layers
 from Metrics.figures._panels import Panel, layer_panel, spread, unit_panel
+from Metrics.figures._phase import draw_phase
 from Metrics.figures._stability import draw_stability
 from Metrics.figures._style import settings
 
@@ -17,6 +18,8 @@ MANY = 12
 """The most panels that a page holds."""
 
 _OTHER_KINDS: dict[str, Callable[[Cache, Sequence[Layer], Options], Figure]] = {
+    "phase": draw_phase,
+    "gradients": draw_gradients,
     "stability": draw_stability,
     "certificate": draw_certificate,
 }
@@ -41,7 +44,7 @@ def remark(cache: Cache, options: Options) -> str:
     if cache.metric == PERFORMANCE or count <= MANY:
         return ""
     if not _is_law(cache):
-        parts = "parameters" if cache.kind == "curves" else "layers"
+        parts = "parameters" if cache.kind in {"curves", "gradients"} else "layers"
         return f"{cache.metric}: {MANY} of {count} {parts} drawn; choose with --layers"
     if options.layer_wise:
         return ""

@@ -94,7 +94,9 @@ def add_note(cell: Cell, note: str, options: Options) -> None:
     _write_above(cell.main, text, 0, _ON_AXES + _LINE_POINTS)
 
 
-def label_axes(cell: Cell, panel: Panel, ylabel: str, options: Options) -> None:
+def label_axes(
+    cell: Cell, panel: Panel, ylabel: str, options: Options, lower: str = "residual"
+) -> None:
     """Fit the horizontal axis to a panel, and name the axes that are on the figure's edge.
 
     Args:
@@ -102,6 +104,7 @@ def label_axes(cell: Cell, panel: Panel, ylabel: str, options: Options) -> None:
         panel: what they show.
         ylabel: of the main axes, as markup.
         options: of the figure.
+        lower: of the lower axes, where there are some.
     """
     x = np.concatenate([curve.x for curve in panel.curves])
     style.x_ticks(cell.bottom, x, whole=options.x == "step")
@@ -110,7 +113,7 @@ def label_axes(cell: Cell, panel: Panel, ylabel: str, options: Options) -> None:
     if cell.leftmost:
         cell.main.set_ylabel(ylabel)
         if cell.lower is not None:
-            cell.lower.set_ylabel("residual")
+            cell.lower.set_ylabel(lower)
 
 
 def _write_above(axes: Axes, text: str, x: float, points: float) -> None:

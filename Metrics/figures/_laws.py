@@ -29,7 +29,6 @@ Precision = Literal["float32", "float64"]
 
 _ROUNDING: dict[Precision, float] = {p: float(np.finfo(p).eps) for p in ("float32", "float64")}
 _BETWEEN_PRECISIONS = 1e-11
-_FAR_APART = 30.0
 
 
 def draw_laws(cache: Cache, panels: Sequence[Panel], options: Options) -> Figure:
@@ -58,7 +57,7 @@ def draw_many_laws(cache: Cache, panels: Sequence[Panel], options: Options) -> F
     colours = style.colours(len(panels))
     for panel, colour in zip(panels, colours, strict=True):
         _draw_curves(cell, panel, [colour], floor=1.5 * limits[0])
-    _value_axis(cell.main, [curve for panel in panels for curve in panel.curves])
+    style.value_ticks(cell.main, _shown([curve for panel in panels for curve in panel.curves]))
     _residual_axis(cell, any(panel.predicted for panel in panels), precision, limits)
     label_axes(cell, panels[0], _ylabel(cache, panels[0]), options)
     _add_key(cell.main, panels, colours, options)
@@ -118,16 +117,6 @@ def _shown(curves: Sequence[Curve]) -> Array:
     exact = [curve.exact for curve in curves if curve.exact is not None]
     values: Array = np.concatenate([*(curve.measured for curve in curves), *exact])
     return values
-
-
-def _value_axis(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Logarithmic where the layers' values are positive and far apart."""
-    values = _shown(curves)
-    low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
-    if 0 < low < high / _FAR_APART:
-        style.log_ticks(axes, low / 1.3, high * 1.3)
-    else:
-        style.linear_ticks(axes, values)
 
 
 def _add_key(axes: Axes, panels: Sequence[Panel], colours: Sequence[Any], options: Options) -> None:

@@ -65,11 +65,21 @@ class Panel:
         return any(curve.exact is not None for curve in self.curves)
 
 
-def unit_panel(layer: Layer, cache: Cache, options: Options) -> Panel:
-    """A curve for each unit of a layer, or for ``max_units`` of them, evenly spaced."""
+def unit_panel(
+    layer: Layer, cache: Cache, options: Options, ordered_by: Array | None = None
+) -> Panel:
+    """A curve for each unit of a layer, or for ``max_units`` of them, evenly spaced.
+
+    Args:
+        layer: the layer.
+        cache: that it is in.
+        options: of the figure.
+        ordered_by: [T, U] whose first values order the curves, if not the layer's own.
+    """
     units = spread(layer.units, options.max_units)
     x = x_values(cache.at, options)
-    curves = [_unit_curve(layer, unit, x) for unit in _by_start(layer.measured, units)]
+    order = _by_start(layer.measured if ordered_by is None else ordered_by, units)
+    curves = [_unit_curve(layer, unit, x) for unit in order]
     return _with_theory(layer, _count(len(units), layer.units), False, curves, x, units)
 
 

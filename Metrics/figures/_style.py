@@ -19,6 +19,8 @@ SMALL_SIZE = 7.0  # points; nothing is smaller
 
 GREY = "0.35"
 
+_FAR_APART = 30.0
+
 # Okabe and Ito's colours without black (the predictions') and yellow (too pale on white).
 _FEW = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
@@ -136,8 +138,8 @@ def colours(count: int) -> list[Any]:
     return list(0.75 * ordered + 0.25)  # paler, so that black dashes are seen on all of them
 
 
-def linear_ticks(axes: Axes, values: Array) -> None:
-    """Limits that show ``values``, and few ticks.
+def linear_ticks(axes: Axes, values: Array, most: int = 5) -> None:
+    """Limits that show ``values``, and few ticks, ``most`` intervals between them.
 
     Limits never close in on less than 1 % of the values, so that a conserved quantity looks
     conserved instead of showing its rounding errors.
@@ -146,7 +148,16 @@ def linear_ticks(axes: Axes, values: Array) -> None:
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     middle, span = (low + high) / 2, max(high - low, 0.01 * max(abs(low), abs(high))) or 1.0
     axes.set_ylim(middle - 0.55 * span, middle + 0.55 * span)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+
+
+def value_ticks(axes: Axes, values: Array) -> None:
+    """Limits and ticks that show ``values``: logarithmic if they are positive and far apart."""
+    low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+    if 0 < low < high / _FAR_APART:
+        log_ticks(axes, low / 1.3, high * 1.3)
+    else:
+        linear_ticks(axes, values)
 
 
 def log_ticks(axes: Axes, low: float, high: float) -> None:

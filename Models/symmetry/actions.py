@@ -103,15 +103,19 @@ def _mix(laws: Laws, family: Family, parameters: Tensors, draws: np.random.Gener
     for reduction in laws.quadratic.reductions:
         name = reduction.parameter
         stop = start + reduction.outputs(parameters[name].shape)
-        if sign := float(row[:, start:stop].sum()):
-            factor = mixing if sign > 0 else np.linalg.inv(mixing).T
-            theta = parameters[name].double()
-            gram = np.zeros((n, n))
-            gram[triangle] = reduction.form(theta, theta).cpu().numpy()
-            gram += np.triu(gram, 1).T
-            charges += sign * (factor @ gram @ factor.T)[triangle]
-            matrix = torch.from_numpy(factor).to(theta.device)
-            moved[name] = reduction.mixed(moved.get(name, theta), matrix)
+        for place, sign in zip(row.indices, row.data, strict=True):
+            if start <= place < stop:
+                frame, factor = (place - start) // len(family), mixing
+                if sign < 0:
+                    factor = np.linalg.inv(mixing).T
+                theta = parameters[name].double()
+                triangles = reduction.form(theta, theta).view(-1, len(family))
+                gram = np.zeros((n, n))
+                gram[triangle] = triangles[frame].cpu().numpy()
+                gram += np.triu(gram, 1).T
+                charges += sign * (factor @ gram @ factor.T)[triangle]
+                matrix = torch.from_numpy(factor).to(theta.device)
+                moved[name] = reduction.mixed(moved.get(name, theta), int(frame), matrix)
         start = stop
     return Moved({name: x.to(parameters[name].dtype) for name, x in moved.items()}, charges)
 

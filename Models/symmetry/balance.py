@@ -1,7 +1,8 @@
 """The conservation laws of matrix symmetries, and their certificate."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,18 +16,31 @@ from Models.symmetry.frames import Frame
 _TOLERANCE = 1e-8  # of a sum that vanishes, relative to its terms, in float64
 
 
-def balance(frame: Frame) -> Charges:
-    """The n(n+1)/2 charges of a frame: the upper triangle of Σ ± W Wᵀ over its sides.
+def alike(frames: Iterable[Frame]) -> list[list[Frame]]:
+    """Frames by the form of their sides, such as all heads of one attention layer."""
+    groups: dict[tuple[object, ...], list[Frame]] = {}
+    for frame in frames:
+        form = (replace(side, places=()) for side in frame)
+        sizes = ((len(side.places), len(side.places[0])) for side in frame)
+        groups.setdefault((*form, *sizes), []).append(frame)
+    return list(groups.values())
 
-    What first writes the frame's vector counts negatively, as in rescale laws.
+
+def balance(frames: Sequence[Frame]) -> Charges:
+    """The n(n+1)/2 charges of each of several frames that are alike.
+
+    They are the upper triangle of Σ ± W Wᵀ over a frame's sides. What first writes the frame's
+    vector counts negatively, as in rescale laws.
     """
+    sides = frames[0]
     reductions = tuple(
-        Reduction(side.parameter, "gram", axis=side.axis, places=side.places) for side in frame
+        Reduction(side.parameter, "gram", axis=side.axis, places=tuple(f[i].places for f in frames))
+        for i, side in enumerate(sides)
     )
-    first = next((side for side in frame if not side.reads), frame[0])
+    first = next((side for side in sides if not side.reads), sides[0])
     n = len(first.places[0])
-    identity = sparse.identity(n * (n + 1) // 2, format="csr")
-    blocks = [-side.sign / first.sign * identity for side in frame]
+    identity = sparse.identity(len(frames) * n * (n + 1) // 2, format="csr")
+    blocks = [-side.sign / first.sign * identity for side in sides]
     return Charges(reductions, sparse.hstack(blocks, format="csr"))
 
 
@@ -41,24 +55,26 @@ def certified(frames: Iterable[Frame], model: nn.Module, example: Tensor) -> lis
         model: the network; left unchanged.
         example: a batch of inputs; floating ones are replaced by random numbers.
     """
-    frames = list(frames)
-    if not frames:
+    groups = alike(frames)
+    if not groups:
         return []
     parameters = _with_gradients(model, example)
 
-    def gradient(name: str) -> Tensor:
+    def theta(name: str) -> Tensor:
+        return parameters[name].detach()
+
+    def g(name: str) -> Tensor:
         found = parameters[name].grad
         return torch.zeros_like(parameters[name]) if found is None else found
 
-    def holds(frame: Frame) -> bool:
-        charges = balance(frame)
-        sums = charges.form(lambda n: parameters[n].detach(), gradient)
-        sizes = charges.form(
-            lambda n: parameters[n].detach().abs(), lambda n: gradient(n).abs(), True
-        )
-        return bool((np.abs(sums) <= _TOLERANCE * sizes).all())
-
-    return [frame for frame in frames if holds(frame)]
+    held = []
+    for group in groups:
+        charges = balance(group)
+        sums = charges.form(theta, g)
+        sizes = charges.form(lambda n: theta(n).abs(), lambda n: g(n).abs(), True)
+        vanish = (np.abs(sums) <= _TOLERANCE * sizes).reshape(len(group), -1)
+        held += [frame for frame, all_of_it in zip(group, vanish, strict=True) if all_of_it.all()]
+    return held
 
 
 def _with_gradients(model: nn.Module, example: Tensor) -> dict[str, nn.Parameter]:

@@ -37,7 +37,8 @@ class Reduction:
         axis: the combined axis, for "projection" and "gram", where −1 stands for the flattened
             parameter.
         basis: the combinations [R][entries of the axis], for "projection".
-        places: the slices [copies][n], as places on the axis, for "gram".
+        places: the slices [frames][copies][n], as places on the axis, for "gram"; each frame
+            has a Gram matrix of its own.
     """
 
     parameter: str
@@ -45,7 +46,7 @@ class Reduction:
     groups: int = 1
     axis: int = 0
     basis: tuple[tuple[float, ...], ...] = ()
-    places: tuple[tuple[int, ...], ...] = ()
+    places: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     @property
     def is_gram(self) -> bool:
@@ -73,14 +74,31 @@ class Reduction:
 
         Returns:
             for "gram" the upper triangle, row by row, of (X Yᵀ + Y Xᵀ)/2, where X and Y [n, …]
-            are the slices of x and y, summed over copies; else the reduction of x ∘ y.
+            are the slices of x and y, side by side for copies, one frame after the other; else
+            the reduction of x ∘ y.
         """
         if not self.is_gram:
             return self(x * y)
+        upper, lower = self._triangles(x, y)
+        return (upper + lower) / 2
+
+    def turning(self, x: Tensor, y: Tensor) -> Tensor:
+        """What :meth:`form` leaves out: for "gram" the upper triangle of (X Yᵀ − Y Xᵀ)/2, else 0.
+
+        Args:
+            x, y: of the parameter's shape.
+        """
+        if not self.is_gram:
+            return torch.zeros_like(self(x))
+        upper, lower = self._triangles(x, y)
+        return (upper - lower) / 2
+
+    def _triangles(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The upper triangles of X Yᵀ and of its transpose, row by row."""
         left = self._slices(x)
-        gram = left @ (left if y is x else self._slices(y)).T
-        rows, columns = _triangle(len(gram), x.device)
-        return (gram[rows, columns] + gram[columns, rows]) / 2
+        gram = left @ (left if y is x else self._slices(y)).mT
+        rows, columns = _triangle(gram.shape[-1], x.device)
+        return gram[:, rows, columns].flatten(), gram[:, columns, rows].flatten()
 
     def outputs(self, shape: Sequence[int]) -> int:
         """How many numbers a tensor of the parameter's shape is reduced to."""
@@ -91,8 +109,8 @@ class Reduction:
         if self.kind == "column":
             return self.groups * shape[1]
         if self.is_gram:
-            n = len(self.places[0])
-            return n * (n + 1) // 2
+            n = len(self.places[0][0])
+            return len(self.places) * n * (n + 1) // 2
         return len(self.basis) * (prod(shape) // shape[self.axis])
 
     def transpose(self, y: Tensor, shape: Sequence[int]) -> Tensor:
@@ -115,25 +133,25 @@ class Reduction:
         others = [size for axis, size in enumerate(shape) if axis != self.axis]
         return flat.view(shape[self.axis], *others).movedim(0, self.axis)
 
-    def mixed(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """For "gram": a copy of x whose slices X, of every copy, are ``matrix @ X``.
+    def mixed(self, x: Tensor, frame: int, matrix: Tensor) -> Tensor:
+        """For "gram": a copy of x in which the slices X of a frame are ``matrix @ X``.
 
         Args:
             x: of the parameter's shape.
+            frame: its number.
             matrix: [n, n], of the same number format.
         """
         flat = x.reshape(-1, 1) if self.axis < 0 else x.movedim(self.axis, 0)
         moved = flat.clone()
-        for places in self.places:
-            rows = list(places)
+        for copy in self.places[frame]:
+            rows = list(copy)
             moved[rows] = torch.tensordot(matrix, flat[rows], 1)
         return moved.reshape(x.shape) if self.axis < 0 else moved.movedim(0, self.axis)
 
     def _slices(self, x: Tensor) -> Tensor:
-        """[n, copies × entries of a slice]."""
+        """[frames, n, copies × entries of a slice]."""
         flat = x.reshape(-1, 1) if self.axis < 0 else x.movedim(self.axis, 0).flatten(1)
-        copies = _places(self.places, x.device)
-        return flat[copies].transpose(0, 1).flatten(1)
+        return flat[_places(self.places, x.device)].transpose(1, 2).flatten(2)
 
 
 @lru_cache
@@ -143,7 +161,7 @@ def _triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache
-def _places(places: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+def _places(places: tuple[tuple[tuple[int, ...], ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(places, device=device)
 
 
@@ -188,6 +206,20 @@ class Charges:
         """
         parts = (r.form(x(r.parameter), y(r.parameter)) for r in self.reductions)
         return self._combined(parts, absolute)
+
+    def turning(
+        self, x: Callable[[str], Tensor], y: Callable[[str], Tensor]
+    ) -> NDArray[np.float64]:
+        """[K] the antisymmetric matrices J = Σ (X Yᵀ − Y Xᵀ)/2, 0 for all but matrix laws.
+
+        The angular momentum of a frame, for positions x and velocities y: a rotation turns all
+        sides of the frame alike, and so they are added up whatever their signs in the charge.
+
+        Args:
+            x, y: give the tensors of a parameter.
+        """
+        parts = (r.turning(x(r.parameter), y(r.parameter)) for r in self.reductions)
+        return self._combined(parts, absolute=True)
 
     def _combined(self, parts: Iterator[Tensor], absolute: bool) -> NDArray[np.float64]:
         held = list(parts)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor, nn
 
-from Models.symmetry.balance import balance, certified
+from Models.symmetry.balance import alike, balance, certified
 from Models.symmetry.charges import Charges, Reduction
 from Models.symmetry.elimination import Floats, Ints, scaled_rows
 from Models.symmetry.export import ExportedGraph, UntraceableError, operation
@@ -214,12 +214,14 @@ def _common_frames(graphs: list[ExportedGraph]) -> list[Frame]:
 
 def _with_matrix_laws(found: _Found, frames: list[Frame]) -> _Found:
     """Add the laws of frames after the others."""
-    charges = [found.charges, *map(balance, frames)]
-    members = list(found.members)
-    for frame, added in zip(frames, charges[1:], strict=True):
-        writers = tuple(side.parameter for side in frame if not side.reads)
-        readers = tuple(side.parameter for side in frame if side.reads)
-        members.append(_Members("balance", writers, readers, len(added)))
+    charges, members = [found.charges], list(found.members)
+    for group in alike(frames):
+        added = balance(group)
+        charges.append(added)
+        for frame in group:
+            writers = tuple(side.parameter for side in frame if not side.reads)
+            readers = tuple(side.parameter for side in frame if side.reads)
+            members.append(_Members("balance", writers, readers, len(added) // len(group)))
     reductions = tuple(r for part in charges for r in part.reductions)
     matrix = sparse.block_diag([part.matrix for part in charges], format="csr")
     return _Found(Charges(reductions, matrix), members, found.reasons)
@@ -345,8 +347,10 @@ def _module_of(parameter: str) -> str:
 
 
 def _joined(modules: Iterable[str], most: int = 3, longest: int = 40) -> str:
-    """The names, or the first one and how many more there are."""
+    """The names, siblings without their parent's; or the first one and how many more there are."""
     first, *others = modules
-    joined = "+".join([first, *others])
+    parent = first.rpartition(".")[0]
+    short = [name.removeprefix(f"{parent}.") if parent else name for name in others]
+    joined = "+".join([first, *short])
     long = len(others) >= most or len(joined) > longest
     return f"{first}+…({len(others)} more)" if others and long else joined

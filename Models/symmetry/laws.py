@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -144,9 +144,13 @@ def _read_charges(group: h5py.Group) -> Charges:
     return Charges(tuple(_reduction(fields) for fields in reductions), matrix)
 
 
-def _reduction(fields: dict[str, object]) -> Reduction:
-    tables = {key: tuple(map(tuple, fields.pop(key))) for key in ("basis", "places")}  # type: ignore[call-overload]
-    return Reduction(**fields, **tables)  # type: ignore[arg-type]
+def _reduction(fields: dict[str, Any]) -> Reduction:
+    return Reduction(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _brief(names: tuple[str, ...], most: int = 4) -> str:

@@ -7,7 +7,7 @@ name are the same run, trained once for all figures.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 Scale = Literal["small", "paper"]
@@ -153,16 +153,18 @@ def _early(scale: Scale, bn: bool, wd: float) -> Point:
 
 
 def _drops(scale: Scale) -> list[Point]:
-    """Constant learning rates, and drops after a third and two thirds, which are ours."""
+    """Constant learning rates, and drops after a third and two thirds, which are ours.
+
+    The runs keep their updates, from which phase portraits are made.
+    """
     small = scale == "small"
-    wd = 1e-2 if small else 1e-4
-    rest = f" --wd {wd:g}{_SHORT if small else _LONG}"
+    rest = f"--wd {1e-2 if small else 1e-4:g}{_SHORT if small else _LONG} --save-buffers update"
     network = _network(scale, True, "cifar100")
     drops = "7,14" if small else "33,66"
     return [
-        replace((_sgd if small else _early)(scale, True, wd), label=r"$\eta = 0.1$"),
-        Point("rate-0.01", f"{network} --lr 0.01{rest}", r"$\eta = 0.01$"),
-        Point("drops", f"{network} --lr 0.1 --lr-drops {drops}{rest}", r"$\eta = 0.1$, dropping"),
+        Point("rate-0.1", f"{network} --lr 0.1 {rest}", r"$\eta = 0.1$"),
+        Point("rate-0.01", f"{network} --lr 0.01 {rest}", r"$\eta = 0.01$"),
+        Point("drops", f"{network} --lr 0.1 --lr-drops {drops} {rest}", r"$\eta = 0.1$, dropping"),
     ]
 
 

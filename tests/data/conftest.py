@@ -1,6 +1,5 @@
-"""Tiny MNIST and CIFAR files in the formats of the real ones, and no network."""
+"""Tiny files in the formats of the real data sets, and no network."""
 
-import pickle
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -9,6 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from Data.tiny_imagenet import set_up
+from tests.data.files import (
+    write_cifar10,
+    write_cifar100,
+    write_imagenet,
+    write_mnist,
+    write_tiny_imagenet,
+)
 
 Arrays = dict[str, dict[str, tuple[Any, Any]]]
 
@@ -50,10 +58,31 @@ def arrays() -> Arrays:
 @pytest.fixture
 def store(tmp_path: Path, arrays: Arrays, trust_checksums: Callable[[], None]) -> Path:
     """A data folder with the files of every dataset that is downloaded."""
-    _write_mnist(tmp_path / "MNIST" / "raw", arrays["mnist"])
-    _write_cifar10(tmp_path / "cifar-10-batches-py", arrays["cifar10"])
-    _write_cifar100(tmp_path / "cifar-100-python", arrays["cifar100"])
+    write_mnist(tmp_path / "MNIST" / "raw", arrays["mnist"])
+    write_cifar10(tmp_path / "cifar-10-batches-py", arrays["cifar10"])
+    write_cifar100(tmp_path / "cifar-100-python", arrays["cifar100"])
     trust_checksums()
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_archive(tmp_path: Path) -> Path:
+    """A data folder with Tiny ImageNet as its archive unpacks."""
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_imagenet(tiny_archive: Path) -> Path:
+    """A data folder with Tiny ImageNet, set up."""
+    set_up(tiny_archive)
+    return tiny_archive
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    """A data folder with image folders of 3 classes, 11 + 5 images."""
+    write_imagenet(tmp_path / "imagenet_raw")
     return tmp_path
 
 
@@ -69,40 +98,3 @@ def trust_checksums(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             )
 
     return trust
-
-
-def _write_mnist(folder: Path, splits: dict[str, tuple[Any, Any]]) -> None:
-    folder.mkdir(parents=True)
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images, labels = splits[split]
-        _write_idx(folder / f"{prefix}-images-idx3-ubyte", images[:, 0])
-        _write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels.astype(np.uint8))
-
-
-def _write_idx(path: Path, array: Any) -> None:
-    """Magic number (0, 0, 8 = unsigned byte, dimensions), big-endian sizes, then the bytes."""
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    path.write_bytes(header + array.tobytes())
-
-
-def _write_cifar10(folder: Path, splits: dict[str, tuple[Any, Any]]) -> None:
-    folder.mkdir()
-    images, labels = splits["train"]
-    for number, part in enumerate(np.split(np.arange(len(labels)), 5), start=1):
-        _pickle(folder / f"data_batch_{number}", images[part], labels=labels[part].tolist())
-    images, labels = splits["test"]
-    _pickle(folder / "test_batch", images, labels=labels.tolist())
-    _pickle(folder / "batches.meta", None, label_names=[f"class {i}" for i in range(10)])
-
-
-def _write_cifar100(folder: Path, splits: dict[str, tuple[Any, Any]]) -> None:
-    folder.mkdir()
-    for split, (images, labels) in splits.items():
-        coarse = (labels // 5).tolist()
-        _pickle(folder / split, images, fine_labels=labels.tolist(), coarse_labels=coarse)
-    _pickle(folder / "meta", None, fine_label_names=[f"class {i}" for i in range(100)])
-
-
-def _pickle(path: Path, images: Any, **content: Any) -> None:
-    data = {} if images is None else {"data": images.reshape(len(images), -1)}
-    path.write_bytes(pickle.dumps(data | content, protocol=2))

@@ -9,10 +9,11 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional as TF
 
-from Data import DATASETS, Augmentation, load_dataset
+from Data import DATASETS, Augmentation
 from Data.batches import Batches, evaluation_batches, probe_batch
 from Data.dataset import Dataset, Split
 from Data.transforms import Normalize, crop_and_flip, crop_windows, draw
+from tests.data.helpers import in_memory, splits
 from Utils.errors import UserError
 from Utils.seeds import generator
 
@@ -214,7 +215,7 @@ def test_the_probe_batch_is_fixed_and_of_the_test_split() -> None:
     larger, larger_targets = probe_batch(dataset, 12, seed=0)
     assert_same([(larger[:8], larger_targets[:8])], [(inputs, targets)])
     assert not torch.equal(probe_batch(dataset, 8, seed=1)[0], inputs)
-    examples = Normalize(ENTRY, "cpu", torch.float32)(dataset.test.inputs)
+    examples = Normalize(ENTRY, "cpu", torch.float32)(in_memory(dataset.test).inputs)
     sources = [(examples == x).flatten(1).all(1).nonzero().item() for x in inputs]
     assert sources == torch.randperm(30, generator=generator(0, "probe"))[:8].tolist()
     assert [int(dataset.test.targets[int(i)]) for i in sources] == targets.tolist()
@@ -228,7 +229,7 @@ def test_the_probe_batch_is_clipped_to_the_test_split() -> None:
 
 
 def test_digits_are_trained_on_without_augmentation() -> None:
-    split = load_dataset("digits").train
+    split, _ = splits("digits")
     assert_same(
         take(Batches(split, 128, seed=0), 24), take(Batches(split, 128, seed=0, augment=False), 24)
     )

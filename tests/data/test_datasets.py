@@ -20,9 +20,14 @@ import torch
 
 from Data import DATASETS, load_dataset
 from Data.dataset import Split
+from tests.data.helpers import splits
 from Utils.errors import UserError
 
-DOWNLOADED = [name for name in DATASETS.names if name != "digits"]
+DOWNLOADED = ["mnist", "cifar10", "cifar100"]
+OPTIONS: dict[str, dict[str, int]] = {
+    "tiny-imagenet": {"workers": 0},
+    "imagenet": {"workers": 0, "classes": 3},
+}
 FOLDERS = {
     "mnist": "MNIST/raw",
     "cifar10": "cifar-10-batches-py",
@@ -37,32 +42,45 @@ def test_importing_the_room_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("name", DATASETS.names)
-def test_every_dataset_is_what_its_entry_says(name: str, store: Path) -> None:
-    dataset = load_dataset(name, store)
+def test_every_dataset_is_what_its_entry_says(
+    name: str, store: Path, tiny_imagenet: Path, imagenet: Path
+) -> None:
+    options = OPTIONS.get(name, {})
+    dataset = load_dataset(name, store, **options)
     entry = dataset.entry
-    assert entry is DATASETS[name]
-    assert len(entry.mean) == len(entry.std) == entry.input_shape[0]
+    assert entry == DATASETS[name].configured(options)
+    assert len(entry.mean) == len(entry.std)
+    assert len(entry.mean) == (1 if entry.procedural else entry.input_shape[0])
     assert entry.description
     assert entry.citation
     for split in (dataset.train, dataset.test):
         assert split.entry is entry
-        assert split.inputs.dtype == torch.uint8
-        assert split.inputs.shape == (len(split), *entry.input_shape)
-        assert split.inputs.is_contiguous()
-        assert split.inputs.max() <= entry.max_value
-        assert split.targets.dtype == torch.int64
-        assert split.targets.shape == (len(split),)
+        inputs, targets = map(torch.cat, zip(*split.in_order(100), strict=True))
+        assert inputs.shape == (len(split), *entry.input_shape)
+        assert inputs.dtype == torch.uint8 or entry.procedural
+        assert inputs.is_floating_point() or inputs.max() <= entry.max_value
+        assert torch.equal(targets, split.targets)
+        if entry.task == "regression":
+            assert targets.dtype == torch.float64
+            assert targets.shape == (len(split), entry.num_classes)
+        else:
+            assert targets.dtype == torch.int64
+            assert targets.shape == (len(split),)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in DATASETS if entry.form])
+def test_the_listed_shape_is_that_of_the_default_options(name: str) -> None:
+    entry = DATASETS[name]
+    assert entry.configured({}) == entry
+    assert entry.configured(entry.options) == entry
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_files_are_read_exactly(
     name: str, store: Path, arrays: Any, connections: list[str]
 ) -> None:
-    dataset = load_dataset(name, str(store))
-    for split, (images, labels) in (
-        (dataset.train, arrays[name]["train"]),
-        (dataset.test, arrays[name]["test"]),
-    ):
+    train, test = splits(name, str(store))
+    for split, (images, labels) in ((train, arrays[name]["train"]), (test, arrays[name]["test"])):
         assert torch.equal(split.inputs, torch.from_numpy(images))
         assert torch.equal(split.targets, torch.from_numpy(labels))
     assert connections == []
@@ -116,8 +134,8 @@ def test_files_are_downloaded_quietly(
         return Response(files[request.full_url.rpartition("/")[2]])
 
     monkeypatch.setattr("urllib.request.urlopen", serve)
-    dataset = load_dataset("mnist", store)
-    assert torch.equal(dataset.train.inputs, torch.from_numpy(arrays["mnist"]["train"][0]))
+    train, _ = splits("mnist", store)
+    assert torch.equal(train.inputs, torch.from_numpy(arrays["mnist"]["train"][0]))
     assert capfd.readouterr() == ("", "")
 
 
@@ -155,12 +173,12 @@ def test_processes_download_one_at_a_time(tmp_path: Path, connections: list[str]
 
 
 def test_mnist_archives_put_by_hand_are_unpacked(store: Path, connections: list[str]) -> None:
-    expected = load_dataset("mnist", store)
+    _, expected = splits("mnist", store)
     for path in list((store / FOLDERS["mnist"]).iterdir()):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
-    dataset = load_dataset("mnist", store)
-    assert torch.equal(dataset.test.inputs, expected.test.inputs)
+    _, test = splits("mnist", store)
+    assert torch.equal(test.inputs, expected.inputs)
     assert connections == []
 
 
@@ -172,13 +190,13 @@ def test_mnist_archives_put_by_hand_are_unpacked(store: Path, connections: list[
 def test_cifar_archives_put_by_hand_are_unpacked(
     name: str, archive: str, store: Path, connections: list[str]
 ) -> None:
-    expected = load_dataset(name, store)
+    expected, _ = splits(name, store)
     folder = store / FOLDERS[name]
     with tarfile.open(store / archive, "w:gz") as tar:
         tar.add(folder, folder.name)
     shutil.rmtree(folder)
-    dataset = load_dataset(name, store)
-    assert torch.equal(dataset.train.inputs, expected.train.inputs)
+    train, _ = splits(name, store)
+    assert torch.equal(train.inputs, expected.inputs)
     assert connections == []
 
 
@@ -212,8 +230,7 @@ def test_cifar_with_wrong_checksums_is_reported(
 
 
 def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
-    dataset = load_dataset("digits", tmp_path)
-    train, test = dataset.train, dataset.test
+    train, test = splits("digits", tmp_path)
     assert (len(train), len(test)) == (1437, 360)
     in_train = torch.bincount(train.targets).double()
     in_test = torch.bincount(test.targets).double()
@@ -225,7 +242,7 @@ def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
 
 def test_digits_are_normalised_by_their_training_images() -> None:
     entry = DATASETS["digits"]
-    inputs = load_dataset("digits").train.inputs.double() / entry.max_value
+    inputs = splits("digits")[0].inputs.double() / entry.max_value
     assert inputs.mean().item() == pytest.approx(entry.mean[0], abs=5e-5)
     assert inputs.std().item() == pytest.approx(entry.std[0], abs=5e-5)
 
@@ -240,5 +257,12 @@ def test_a_split_must_be_what_its_entry_describes() -> None:
         Split(entry, inputs[:2], targets)
     with pytest.raises(ValueError, match="0 inputs and 0 targets"):
         Split(entry, inputs[:0], targets[:0])
-    with pytest.raises(ValueError, match="not class numbers from 0 to 9"):
-        Split(entry, inputs, targets + 1)
+    for wrong in (targets + 1, targets - 1):
+        with pytest.raises(ValueError, match="not class numbers from 0 to 9"):
+            Split(entry, inputs, wrong)
+    regression = DATASETS["teacher-student"]
+    inputs = torch.zeros(3, 20)
+    assert len(Split(regression, inputs, torch.zeros(3, 1))) == 3
+    for outputs in (torch.zeros(3), torch.zeros(3, 2), torch.zeros(3, 1, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="not 1 floating outputs"):
+            Split(regression, inputs, outputs)

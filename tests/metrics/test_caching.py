@@ -21,7 +21,7 @@ from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
 
-BN = "--model conv-bn --width 4 --save-freq 5"
+BN = "--model conv-bn --width 4 --save-freq 5 --save-buffers grad,update"
 STEPS = [0, 5, 6, 10, 12]
 LAWS = "--metrics scale,rescale,translation"
 EVERY = f"--metrics {','.join(METRICS.names)} --examples 16 --eigenvalues 1"

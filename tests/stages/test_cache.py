@@ -31,7 +31,8 @@ def contents(run: RunFolder) -> dict[str, bytes]:
 def test_it_prints_how_far_measurements_are_from_their_laws(own: Runs) -> None:
     run = own(BN)
     code, output, errors = run_stage("cache", run)
-    assert (code, errors) == (0, f"cache: 5 new steps of 5 cached to {run.path}/cache\n")
+    assert code == 0
+    assert errors.startswith(f"cache: 5 new steps of 5 cached to {run.path}/cache\n")
     lines = output.splitlines()
     assert lines[0].startswith("largest |measured − predicted| / size")
     rows = [line.split() for line in lines[2:]]
@@ -95,7 +96,7 @@ def test_mistakes_on_the_command_line(own: Runs) -> None:
     run = own(BN)
     message = mistake("cache", run, "--metrics scale,performence")
     assert message.startswith("unknown metric 'performence'; did you mean 'performance'? ")
-    assert mistake("cache", run, "--subset 0").startswith("--subset 0: input should be greater")
+    assert mistake("cache", run, "--subset -1").startswith("--subset -1: input should be greater")
     assert not (run.path / "cache").exists()
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import Data.digits
 from Data import load_dataset
-from Data.batches import Batches, probe_batch
+from Data.batches import Batches, probe_batch, training_batches
 from Models import MODELS, build_model
 from Models.symmetry import Laws
 from tests.training.helpers import Train, journal_of
@@ -36,7 +36,7 @@ def by_hand(config: TrainConfig) -> dict[str, Any]:
     """The training loop as one would write it without this project."""
     dataset = load_dataset("digits")
     dtype = getattr(torch, config.dtype)
-    batches = Batches(dataset.train, config.train_batch_size, config.seed, dtype=dtype)
+    batches = training_batches(dataset.train, config.train_batch_size, config.seed, dtype=dtype)
     model = build_model(config, (1, 8, 8), 10).train()
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -115,7 +115,7 @@ def test_what_the_later_stages_read(trains: Train, run: RunFolder) -> None:
         "num_classes": 10,
         "train_size": 1437,
         "test_size": 360,
-        "steps_per_epoch": STEPS_PER_EPOCH,
+        "phases": [{"epoch": 0, "step": 0, "batch_size": 128, "lr": 0.05, "momentum": 0.0}],
     }
     assert content["provenance"]["versions"]["torch"] == metadata.version("torch")
     assert {"command", "device", "commit", "created"} <= content["provenance"].keys()

@@ -32,6 +32,15 @@ def test_evaluation_weighs_every_example_the_same(loss: str, classes: int) -> No
     assert metrics["accuracy5"] == pytest.approx(100 * (rank < 5).double().mean().item())
 
 
+def test_a_regression_is_evaluated_by_its_loss_alone() -> None:
+    torch.manual_seed(0)
+    outputs, targets = torch.randn(50, 2).double(), torch.randn(50, 2).double()
+    batches = zip(outputs.chunk(3), targets.chunk(3), strict=True)
+    metrics = evaluate(nn.Identity(), batches, LOSSES["mse"].load())
+    squares = [(a - b) ** 2 for a, b in zip(outputs.view(-1), targets.view(-1), strict=True)]
+    assert metrics == {"test_loss": pytest.approx(float(sum(squares)) / 100, rel=1e-14)}
+
+
 def test_evaluation_uses_running_statistics_and_returns_to_training() -> None:
     model = nn.BatchNorm1d(3)
     evaluate(model, [(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))], LOSSES["ce"].load())

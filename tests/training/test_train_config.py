@@ -41,8 +41,28 @@ def configure(**values: Any) -> TrainConfig:
         ("--dataset mnsit", "unknown dataset 'mnsit'; did you mean 'mnist'"),
         ("--optimizer sdg", "unknown optimizer 'sdg'; did you mean 'sgd'"),
         ("--loss cee", "unknown loss 'cee'; did you mean 'ce'"),
+        (
+            "--dataset teacher-student",
+            "--loss ce: not for the regression of --dataset teacher-student; use --loss mse",
+        ),
         ("--model cnov", "unknown model 'cnov'; did you mean 'conv'"),
         ("--dtype float16", "float16"),
+        (
+            "--save-buffers grad,grda",
+            "unknown buffer 'grda'; did you mean 'grad'",
+        ),
+        (
+            "--save-buffers mom",
+            "--save-buffers mom: .*--optimizer momentum, which says nothing of sgd; use sgd",
+        ),
+        (
+            "--optimizer momentum --momentum .9 --save-buffers grad,sgd",
+            "--save-buffers sgd: .*--optimizer sgd, which says nothing of momentum; use mom",
+        ),
+        (
+            "--optimizer adam --save-buffers sgd",
+            "--save-buffers sgd: .*says nothing of adam; leave it out",
+        ),
         ("--epoch 3", "unknown flag '--epoch'; did you mean '--epochs'"),
     ],
 )
@@ -69,6 +89,12 @@ def test_upstreams_custom_sgd_is_sgd_with_or_without_momentum() -> None:
     assert configure(optimizer="custom_sgd", momentum=0.9).optimizer == "momentum"
 
 
+def test_a_regression_has_its_loss_and_a_classification_either() -> None:
+    assert configure().loss == "ce"
+    assert configure(dataset="teacher-student", loss="mse").data_entry.task == "regression"
+    assert configure(dataset="sparse-parity", loss="mse").data_entry.task == "classification"
+
+
 def test_steps_with_a_checkpoint() -> None:
     assert configure().save_steps(100) == set()
     assert configure(save_freq=30).save_steps(100) == {30, 60, 90}
@@ -79,5 +105,6 @@ def test_steps_with_a_checkpoint() -> None:
 
 
 def test_the_flat_form_can_be_read_back() -> None:
-    config = configure(model="fc", lr_drops="3,4", save_at="log", clip_norm=1.5)
+    data = {"dataset": "gaussian-mixture", "classes": 3}
+    config = configure(**data, model="fc", lr_drops="3,4", save_at="log", clip_norm=1.5)
     assert validate(TrainConfig, config.flat(), "hyperparameters.json") == config

@@ -30,12 +30,12 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def observed(
-    name: str, dtype: torch.dtype = torch.float64
+    name: str, dtype: torch.dtype = torch.float64, **flags: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, np.dtype[np.float64]]], Laws]:
     """The observer's state after a run, the measured charges before and after, and the laws."""
     model = network(dtype=dtype)
     laws = laws_of(model)
-    config = validate(TrainConfig, {"optimizer": name, **RUNS[name]}, "test")
+    config = validate(TrainConfig, {"optimizer": name, **RUNS[name], **flags}, "test")
     optimizer = build_optimizer(config, model)
     observer = ConservationObserver(model, optimizer, laws)
     parameters = dict(model.named_parameters())
@@ -46,15 +46,21 @@ def observed(
     before = charges()
     train(model, optimizer, list(batches(STEPS, dtype)))
     observer.record(STEPS)
-    return observer.state_dict(), {"before": before, "after": charges()}, laws
+    state = observer.state_dict()
+    return state | {"decay": decay_of(state)}, {"before": before, "after": charges()}, laws
+
+
+def decay_of(state: dict[str, Any]) -> Any:
+    return state["charge"] - state["start"] - state["kinetic"] - state["leak"]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_budget_closes_in_float64(name: str) -> None:
+    """Decay is what is left: it must be that of the formulas below, or nothing without decay."""
     state, measured, _ = observed(name)
     drift = measured["after"] - measured["before"]
-    budget = state["decay"] + state["kinetic"] + state["leak"]
-    assert np.abs(budget.numpy() - drift).max() < 1e-10 * np.abs(drift).max()
+    budget = (state["decay"] + state["kinetic"] + state["leak"]).numpy()
+    assert np.abs(budget - drift).max() < 1e-10 * np.abs(drift).max()
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lion", "muon"])
@@ -64,6 +70,13 @@ def test_the_budget_of_other_optimizers_closes_in_float32_too(name: str) -> None
     drift = measured["after"] - measured["before"]
     budget = (state["decay"] + state["kinetic"] + state["leak"]).numpy()
     assert np.abs(budget - drift).max() < 1e-10 * np.abs(drift).max()
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adamw", "rms", "lion"])
+def test_without_weight_decay_there_is_no_decay(name: str) -> None:
+    state, measured, _ = observed(name, wd=0.0)
+    drift = measured["after"] - measured["before"]
+    assert np.abs(state["decay"].numpy()).max() < 1e-12 * np.abs(drift).max()
 
 
 def test_every_optimizer_has_a_budget() -> None:
@@ -115,7 +128,7 @@ def test_decay_under_momentum_is_a_convolution_of_the_charge(nesterov: bool) -> 
     for charge in charges:
         pushed = beta * pushed + lam * charge
         decay -= eta * factor * (lam * charge + beta * pushed if nesterov else pushed)
-    np.testing.assert_allclose(observer.state_dict()["decay"], decay, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(decay_of(observer.state_dict()), decay, rtol=1e-9, atol=1e-13)
 
 
 def test_adamws_decay_is_that_of_the_measured_charge() -> None:
@@ -131,7 +144,7 @@ def test_adamws_decay_is_that_of_the_measured_charge() -> None:
         decay += ((1 - eta * lam) ** power - 1) * laws.measure(lambda n: parameters[n].detach())
         train(model, optimizer, [batch])
     observer.record(20)
-    np.testing.assert_allclose(observer.state_dict()["decay"], decay, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(decay_of(observer.state_dict()), decay, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["adam", "lion"])

@@ -108,8 +108,8 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
         lambda: Block(6, 3, Attention(6, 2)),
         sequences,
         {
-            "attention.q+attention.k": 3,
-            "attention.q+attention.k (2)": 3,
+            "attention.q+k": 3,
+            "attention.q+k (2)": 3,
             "attention.v|attention.o": 3,
             "attention.v|attention.o (2)": 3,
         },
@@ -118,8 +118,8 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
         lambda: Block(6, 3, Attention(12, 6, groups=2)),
         sequences,
         {
-            "attention.q+attention.k": 2,
-            "attention.q+attention.k (2)": 2,
+            "attention.q+k": 2,
+            "attention.q+k (2)": 2,
             "attention.v|attention.o": 2,
             "attention.v|attention.o (2)": 2,
         },
