@@ -1,5 +1,6 @@
 """Runs for the figures, made by the stages' own commands, as a user types them."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -72,8 +73,9 @@ def is_done(experiment: Experiment, point: Point, metrics: Iterable[str]) -> boo
         return False
     config = parse(TrainConfig, experiment.commands(point, metrics)[0][1:])
     check_unchanged(run, config)
-    last = config.epochs * int(run.read_hyperparameters()["task"]["steps_per_epoch"])
-    return all(_last_step(path) == last for path in caches)
+    newest = json.loads((run.logs / "metrics.jsonl").read_text().splitlines()[-1])
+    trained = newest["epoch"] == config.epochs  # said at the end of the last one
+    return trained and all(_last_step(path) == newest["step"] for path in caches)
 
 
 def _last_step(cache: Path) -> int:
