@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from Metrics.registry import METRICS
 from scripts.paper import grids
 from scripts.paper.grids import Cell, Grid, Scale
 from scripts.paper.training import Experiment, is_done, needed, train_all
@@ -35,11 +34,11 @@ class PaperFigure(Entry):
 
     Attributes:
         grids: its pages at a scale; ``None`` for toys, which need no runs.
-        needs: the metric without which it cannot be drawn, if there is one.
+        alone: whether each page is the figure of one cache, as plot.py draws it.
     """
 
     grids: Callable[[Scale], list[Grid]] | None = None
-    needs: str = ""
+    alone: bool = False
 
 
 _GRID = "scripts.paper.curves:draw_grid"
@@ -64,9 +63,9 @@ FIGURES: Registry[PaperFigure] = Registry(
         PaperFigure(
             "phase",
             "Metrics.figures:draw",
-            "phase portraits, if there is the metric phase",
+            "phase portraits of the runs of drops",
             grids=grids.phase,
-            needs="phase",
+            alone=True,
         ),
     ],
 )
@@ -118,11 +117,7 @@ def paper_figures(config: PaperConfig) -> Iterator[str]:
     Raises:
         UserError: an unknown figure, a stage that failed, or a file that cannot be written.
     """
-    wanted = [figure for figure in config.figures if not figure.needs or figure.needs in METRICS]
-    for figure in config.figures:
-        if figure not in wanted:
-            yield f"{figure.name}: not drawn, this version has no metric {figure.needs}"
-    pages = {figure: figure.grids(config.scale) for figure in wanted if figure.grids}
+    pages = {figure: figure.grids(config.scale) for figure in config.figures if figure.grids}
     runs = needed(grid for of_figure in pages.values() for grid in of_figure)
     experiment = config.experiment
     if config.dry_run:
@@ -136,7 +131,7 @@ def paper_figures(config: PaperConfig) -> Iterator[str]:
     begin = time.monotonic()
     for point, seconds in train_all(experiment, left, jobs):
         yield f"{point.expid}: trained, extracted, cached in {seconds:.0f} s"
-    for figure in wanted:
+    for figure in config.figures:
         yield from _draw(figure, pages.get(figure, []), config)
     yield f"done in {(time.monotonic() - begin) / 60:.1f} minutes"
 
@@ -149,7 +144,7 @@ def _draw(figure: PaperFigure, pages: list[Grid], config: PaperConfig) -> Iterat
 
     draw = figure.load()
     makers: dict[str, Callable[[], Figure]] = {figure.name: draw}
-    if figure.grids and not figure.needs:
+    if figure.grids and not figure.alone:
         several = len(pages) > 1
         makers = {
             f"{figure.name}{f'-{i}' * several}": partial(draw, page, cache)
