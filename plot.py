@@ -11,9 +11,13 @@ def main() -> None:
     config = parse(PlotConfig, epilog=f"metrics:\n{METRICS.table()}")
     config.metric_names()
 
-    from Metrics.figures.run import plot_run  # brings matplotlib, for which errors need not wait
+    # what draws brings matplotlib, for which errors need not wait
+    if config.report:
+        from Metrics.figures.report import write_report as write
+    else:
+        from Metrics.figures.run import plot_run as write
 
-    for line in plot_run(config):
+    for line in write(config):
         print(line, flush=True)
 
 

@@ -14,7 +14,7 @@ from Training.config import TrainConfig
 from Utils.errors import UserError, storage_error
 from Utils.rundir import RunFolder
 
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         "experiment",
         "expid",
@@ -48,7 +48,7 @@ def check_unchanged(run: RunFolder, config: TrainConfig) -> None:
     differences = [
         f"--{key.replace('_', '-')} was {_brief(saved.get(key))} and is now {_brief(now[key])}"
         for key in now
-        if key not in _WITHOUT_EFFECT and saved.get(key) != now[key]
+        if key not in WITHOUT_EFFECT and saved.get(key) != now[key]
     ]
     if differences:
         raise UserError(

@@ -112,12 +112,19 @@ class RunConfig(Config):
     @property
     def run_path(self) -> Path:
         """``<save-dir>/<experiment>/<expid>``; raises :class:`UserError` if a name is missing."""
-        for flag, value in (("--experiment", self.experiment), ("--expid", self.expid)):
-            if not value:
-                raise UserError(f"{flag} is missing; give the run a name, as in {flag} demo")
+        path = self.experiment_path
+        if not self.expid:
+            raise UserError("--expid is missing; give the run a name, as in --expid demo")
+        return path / self.expid
+
+    @property
+    def experiment_path(self) -> Path:
+        """``<save-dir>/<experiment>``; raises :class:`UserError` if the name is missing."""
+        if not self.experiment:
+            raise UserError("--experiment is missing; give the run a name, as in --experiment demo")
         if self.save_dir.startswith("gs://"):
             raise UserError(f"--save-dir {self.save_dir}: buckets are not supported; give a folder")
-        return Path(self.save_dir).expanduser() / self.experiment / self.expid
+        return Path(self.save_dir).expanduser() / self.experiment
 
 
 def validate(schema: type[C], values: dict[str, Any], source: str) -> C:

@@ -1,5 +1,7 @@
 """The flags of plot.py."""
 
+from typing import Self
+
 import pydantic
 from pydantic import Field
 
@@ -31,6 +33,11 @@ class PlotConfig(RunConfig):
     x: X = Field("step", description="step, or time: the sum of the effective learning rates.")
     format: Names = Field(("pdf", "png"), description="File formats: pdf, png, svg.")
     plot_dir: str = Field("", description="Folder for the figures; the run's img/ if not given.")
+    report: bool = Field(
+        False,
+        description="Write one HTML page of the run, or of all runs of the experiment if --expid "
+        "is left out, instead of single figures.",
+    )
     legend: bool = Field(True, description="Whether figures have a legend.")
     use_tex: bool = Field(False, description="Set text with LaTeX, which has to be installed.")
 
@@ -50,6 +57,12 @@ class PlotConfig(RunConfig):
         if "/" in value or "\0" in value:
             raise ValueError("must be a part of a file name, without '/'")
         return value
+
+    @pydantic.model_validator(mode="after")
+    def _formats_of_figures_only(self) -> Self:
+        if self.report and self.format != type(self).model_fields["format"].default:
+            raise ValueError("--format: not read with --report, whose figures are within the page")
+        return self
 
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""

@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,17 @@ from Metrics.figures._style import settings
 from Utils.storage import write_atomically
 
 
-def fingerprint(header: Header, options: Options) -> str:
-    """What figures of a cache carry: it tells the features and the options apart."""
-    told = f"{header.metric} {header.features_hash} {options}"
+def fingerprint(headers: Iterable[Header], options: Options) -> str:
+    """What figures of caches carry: it tells the features and the options apart."""
+    told = " ".join([*(f"{h.metric} {h.features_hash}" for h in headers), str(options)])
     return f"figure-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
-def is_current(figure: Path, cache: Path, mark: str) -> bool:
-    """Whether a figure is newer than its cache and carries the fingerprint ``mark``."""
+def is_current(figure: Path, sources: Iterable[Path], mark: str) -> bool:
+    """Whether a figure is newer than what it shows and carries the fingerprint ``mark``."""
     return (
         figure.is_file()
-        and figure.stat().st_mtime_ns >= cache.stat().st_mtime_ns
+        and figure.stat().st_mtime_ns >= max(source.stat().st_mtime_ns for source in sources)
         and mark.encode() in figure.read_bytes()
     )
 
@@ -35,9 +36,27 @@ def save(figure: Figure, path: Path, cache: Path, options: Options, mark: str) -
     The same figure has the same bytes: no date is written. The metadata name the cache, the
     command and the fingerprint ``mark``.
     """
+    write_figure(figure, path, f"drawn from {cache} by: {command()}", mark, options.use_tex)
+
+
+def write_figure(
+    figure: Figure, path: Path, origin: str, mark: str = "", use_tex: bool = False
+) -> None:
+    """Write any figure likewise.
+
+    Args:
+        figure: what to draw.
+        path: its extension is the format: pdf, png or svg.
+        origin: what the metadata say of where it comes from.
+        mark: a keyword in the metadata.
+        use_tex: whether LaTeX sets the text.
+
+    Raises:
+        UserError: the file cannot be written, or LaTeX fails.
+    """
     kind = path.suffix.removeprefix(".")
-    metadata = _metadata(kind, f"drawn from {cache} by: {_command()}", mark)
-    with settings(options.use_tex):
+    metadata = _metadata(kind, origin, mark)
+    with settings(use_tex):
         write_atomically(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
 
 
@@ -49,5 +68,6 @@ def _metadata(kind: str, origin: str, mark: str) -> dict[str, Any]:
     return {"Description": origin, "Keywords": mark}
 
 
-def _command() -> str:
+def command() -> str:
+    """What the user typed."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

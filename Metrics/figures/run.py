@@ -23,10 +23,10 @@ def plot_run(config: PlotConfig) -> Iterator[str]:
             or another process that draws the same run.
     """
     run = RunFolder(config.run_path)
-    headers = _headers(run, config)
-    check_layers([layer for header in headers for layer in header.layers], config.layers)
+    found = headers(run, config)
+    check_layers([layer for header in found for layer in header.layers], config.layers)
     with run.lock("plot"):
-        for header in headers:
+        for header in found:
             wanted = [w for w in config.layers if select_layers(header.layers, [w])]
             if config.layers and header.layers and not wanted:
                 yield f"{header.metric}: not drawn, it has none of these layers"
@@ -38,9 +38,9 @@ def _plot(
     run: RunFolder, header: Header, config: PlotConfig, layers: tuple[str, ...]
 ) -> Iterator[str]:
     options = replace(config.options, layers=layers)
-    mark = fingerprint(header, options)
+    mark = fingerprint([header], options)
     figures = [_figure_path(run, header, config, format) for format in config.format]
-    stale = [f for f in figures if config.overwrite or not is_current(f, header.path, mark)]
+    stale = [f for f in figures if config.overwrite or not is_current(f, [header.path], mark)]
     yield from (f"{path} is up to date" for path in figures if path not in stale)
     if not stale:
         return
@@ -62,11 +62,19 @@ def _figure_path(run: RunFolder, header: Header, config: PlotConfig, extension: 
     return Path(config.plot_dir).expanduser() / path.name if config.plot_dir else path
 
 
-def _headers(run: RunFolder, config: PlotConfig) -> list[Header]:
-    """The caches to draw: those asked for, in that order, or every one there is."""
-    advice = f"run '{_cache_command(config)}' first"
+def headers(run: RunFolder, config: PlotConfig, must: bool = True) -> list[Header]:
+    """The caches to draw: those asked for, in that order, or every one there is.
+
+    Args:
+        run: the run.
+        config: what is asked for.
+        must: whether it is the user's mistake if a cache, or all, are missing.
+    """
+    advice = f"run '{cache_command(config)}' first"
     caches = {name: run.cache(name, config.suffix) for name in METRICS.names}
     names = config.metric_names() or [name for name, path in caches.items() if path.exists()]
+    if not must:
+        return [read_header(caches[name]) for name in names if caches[name].exists()]
     if not names:
         raise UserError(f"{run.path} has no cache to draw; {advice}")
     for name in names:
@@ -75,7 +83,7 @@ def _headers(run: RunFolder, config: PlotConfig) -> list[Header]:
     return [read_header(caches[name]) for name in names]
 
 
-def _cache_command(config: PlotConfig) -> str:
+def cache_command(config: PlotConfig) -> str:
     """The command that makes what is missing, with the run's flags."""
     flags = {
         "--experiment": config.experiment,

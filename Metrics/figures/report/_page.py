@@ -1,0 +1,55 @@
+"""The page: what was read of the runs, put into the template."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from Metrics.figures.report._flags import differing
+from Metrics.figures.report._run import RunReport
+
+Rows = list[list[str]]
+
+
+def render(title: str, runs: Sequence[RunReport], command: str, mark: str) -> str:
+    """The HTML text of a page.
+
+    Args:
+        title: of the page.
+        runs: what it tells of.
+        command: what it was made by.
+        mark: the fingerprint by which a later run sees whether it is up to date.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # names of runs, layers and files are the user's
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.jinja")
+    compared = comparison(runs) if len(runs) > 1 else []
+    return template.render(title=title, runs=runs, compared=compared, command=command, mark=mark)
+
+
+def comparison(runs: Sequence[RunReport]) -> Rows:
+    """The runs side by side, in text; the first row heads the columns."""
+    flags = differing([run.hyperparameters for run in runs])
+    head = ["run", *flags, "test loss", "accuracy", "laws", "exact law", "paper"]
+    rows = [
+        [run.name, *values, *_outcome(run)]
+        for run, *values in zip(runs, *flags.values(), strict=True)
+    ]
+    return [head, *rows]
+
+
+def _outcome(run: RunReport) -> list[str]:
+    loss, accuracy = (run.final.get(name) for name in ("test_loss", "accuracy1"))
+    exact, paper = run.worst or (None, None)
+    return [
+        "–" if loss is None else f"{loss:.4g}",
+        "–" if accuracy is None else f"{accuracy:.4g}",
+        "–" if run.laws is None else str(len(run.laws)),
+        "–" if exact is None else f"{exact:.1e}",
+        "–" if paper is None else f"{paper:.1e}",
+    ]
