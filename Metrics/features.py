@@ -33,6 +33,7 @@ class StepFeatures:
     def __init__(self, path: Path, file: h5py.File, laws: Laws):
         self._path, self._file, self._laws = path, file, laws
         self._known: dict[str, NDArray[np.float64]] = {}
+        self._tensors: dict[str, Tensor] = {}
 
     @property
     def source(self) -> str:
@@ -44,7 +45,7 @@ class StepFeatures:
         """The file."""
         return self._path
 
-    @property
+    @cached_property
     def step(self) -> int:
         """Updates done."""
         return int(self._file.attrs["step"])
@@ -59,37 +60,43 @@ class StepFeatures:
         """Time of gradient flow, Σ η(1−α)/(1−β)."""
         return float(self._file["conservation/time"][()])
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Shapes by the names of all parameters, in the network's order."""
         return {name: dataset.shape for name, dataset in datasets(self._file["params"])}
 
     def parameter(self, name: str) -> Tensor:
         """One parameter."""
-        return self._tensor(self._file[f"params/{name}"])
+        return self._tensor(f"params/{name}")
 
     def buffer(self, parameter: str, name: str) -> Tensor | None:
         """A parameter's buffer; ``None`` if there is none, or none yet."""
         path = f"buffers/{parameter}.{name}"
-        return self._tensor(self._file[path]) if path in self._file else None
+        return self._tensor(path) if path in self._file else None
 
     def last_step(self, parameter: str, name: str) -> Tensor:
         """What ``--save-buffers`` kept of the last step of a parameter; NaN before the first."""
         if self.step == 0:
             return torch.full(self._file[f"params/{parameter}"].shape, math.nan)
-        return self._tensor(self._file[f"buffers/{parameter}.{name}"])
+        return self._tensor(f"buffers/{parameter}.{name}")
 
     def last_step_number(self, parameter: str, name: str) -> float:
         """The same, of a buffer that is a single number."""
         return math.nan if self.step == 0 else float(self.last_step(parameter, name))
 
-    def _tensor(self, array: h5py.Dataset) -> Tensor:
+    def _tensor(self, path: str) -> Tensor:
         """An array, mapped from the file rather than copied out of it where possible."""
-        offset = array.id.get_offset()
-        if offset is None or not array.size:
-            return torch.from_numpy(array[()])
-        mapped = np.memmap(self._path, array.dtype, "c", offset, array.shape)
-        return torch.from_numpy(mapped)
+        if path not in self._tensors:
+            array = self._file[path]
+            offset = array.id.get_offset()
+            mapped = offset is not None and array.size
+            values = (
+                np.memmap(self._path, array.dtype, "c", offset, array.shape)
+                if mapped
+                else array[()]
+            )
+            self._tensors[path] = torch.from_numpy(values)
+        return self._tensors[path]
 
     def model_state(self) -> dict[str, Tensor]:
         """Copies of all parameters and of the modules' buffers, by their names in the network."""

@@ -38,6 +38,7 @@ class Rotation:
         self._context, self._laws = context, context.laws
         families = enumerate(context.laws.families)
         self._families = [(index, f) for index, f in families if f.kind == "scale"]
+        self._counts: Floats | None = None  # the same at every checkpoint
 
     @property
     def settings(self) -> Mapping[str, int | str]:
@@ -45,12 +46,13 @@ class Rotation:
 
     def rows(self, features: StepFeatures) -> Arrays:
         """Per unit: |θ|², the angle turned so far, the squares of updates, how many weights."""
-        counts = self._laws.measure(lambda name: torch.ones(features.parameters[name]))
+        if self._counts is None:
+            self._counts = self._laws.measure(lambda name: torch.ones(features.parameters[name]))
         curves = {
             "turned": features.conservation("turned"),
             "square": features.charges[0],
             "kinetic": features.conservation("kinetic"),
-            "weights": counts,
+            "weights": self._counts,
         }
         return {
             f"{name}/{family.layer}": values[family.units]

@@ -97,14 +97,16 @@ def write_hdf5(
     def write(file: Path) -> None:
         with _ErrorKeepingFile(file) as target:
             with h5py.File(target, "w", track_order=True) as h5:
-                for name, array in arrays.items():
-                    _group_of(h5, name).create_dataset(_last(name), data=array)
+                groups: dict[str, h5py.Group] = {"": h5}
+                held = {
+                    name: _group_of(groups, name).create_dataset(_last(name), data=array)
+                    for name, array in arrays.items()
+                }
                 for key, value in (attributes or {}).items():
                     h5.attrs[key] = value
                 for name, values in (array_attributes or {}).items():
-                    h5[name].attrs.update(values)
-                for name, scales in (dimensions or {}).items():
-                    _attach_scales(h5, name, scales)
+                    held[name].attrs.update(values)
+                _attach_scales(held, dimensions or {})
             if target.error is not None:
                 raise target.error
 
@@ -145,23 +147,26 @@ class _ErrorKeepingFile(io.FileIO):
             return size or 0
 
 
-def _attach_scales(h5: h5py.File, name: str, scales: tuple[str, ...]) -> None:
-    for axis, scale in enumerate(scales):
-        if not h5[scale].is_scale:
-            h5[scale].make_scale(_last(scale))
-        h5[name].dims[axis].attach_scale(h5[scale])
+def _attach_scales(
+    held: Mapping[str, h5py.Dataset], dimensions: Mapping[str, tuple[str, ...]]
+) -> None:
+    for scale in dict.fromkeys(scale for scales in dimensions.values() for scale in scales):
+        held[scale].make_scale(_last(scale))
+    for name, scales in dimensions.items():
+        for axis, scale in enumerate(scales):
+            held[name].dims[axis].attach_scale(held[scale])
 
 
 def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _group_of(h5: h5py.File, name: str) -> h5py.Group:
+def _group_of(groups: dict[str, h5py.Group], name: str) -> h5py.Group:
     """The group that holds dataset ``name``, made with the order of its members kept."""
-    group: h5py.Group = h5
-    for part in name.split("/")[:-1]:
-        group = group[part] if part in group else group.create_group(part, track_order=True)
-    return group
+    path = name.rpartition("/")[0]
+    if path not in groups:
+        groups[path] = _group_of(groups, path).create_group(_last(path), track_order=True)
+    return groups[path]
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from Utils.storage import datasets, write_hdf5
 MODELS = {"conv": ("default", "cifar10"), "vgg16-bn": ("tinyimagenet", "cifar10")}
 """By the model's name, its class and its data."""
 
-_LAWS = "scale,rescale,translation"
+_LAWS = "scale,rescale,translation,balance,budget,rotation"
 
 
 def make_run(run: RunFolder, model: str, model_class: str, data: str, checkpoints: int) -> None:
@@ -51,7 +51,7 @@ def make_run(run: RunFolder, model: str, model_class: str, data: str, checkpoint
     module = build_model(config, entry.input_shape, entry.num_classes)
     laws = find_laws(module, torch.zeros(2, *entry.input_shape), "ce")
     laws.save(run.symmetries)
-    task = {"input_shape": entry.input_shape, "num_classes": entry.num_classes}
+    task = {"input_shape": entry.input_shape, "num_classes": entry.num_classes, "train_size": 64}
     run.write_hyperparameters({**config.flat(), "task": task})
     images = torch.randn(64, *entry.input_shape)
     write_hdf5(run.probe, {"inputs": images.numpy(), "targets": [0] * 64})
