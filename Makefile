@@ -26,7 +26,7 @@ test: env ## every check: format, lint, types, tests, demo, notebook
 	$(BIN)/black --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.demo
 	$(BIN)/python -m pytest --nbmake notebooks
 

@@ -16,7 +16,7 @@ def test_a_ratio_is_taken_pair_by_pair() -> None:
 
 def test_observer_table_has_a_row_per_optimizer() -> None:
     rows = observer.measure(["conv, 1x8x8"], repetitions=1, batch_size=4)
-    assert [row["optimizer"] for row in rows] == ["sgd", "momentum", "nesterov"]
+    assert [row["optimizer"] for row in rows] == ["sgd", "momentum", "nesterov", "adamw"]
     assert all(float(row["hooks / ms"]) > 0 for row in rows)
 
 
