@@ -16,9 +16,11 @@ from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Curves, Verdict
 from Models.symmetry import Family
 from Models.symmetry.actions import act, generators
-from Training.conservation import LEAK_TOLERANCE
 
 Floats = NDArray[np.float64]
+
+_TOLERANCE = 1e-3
+"""What may change of the logits, and the largest leak, relative to their sizes."""
 
 _CHARGE_TOLERANCE = 1e3
 """Charges move as stated up to so many machine epsilons of their size."""
@@ -71,7 +73,7 @@ class Certificate(Curves):
 
     def rows(self, features: StepFeatures) -> Arrays:
         """Per unit: the moved charge, its stated value and size, the leak; per layer: the rest."""
-        epsilon, tolerance = np.array(self._epsilon), np.array(LEAK_TOLERANCE)
+        epsilon, tolerance = np.array(self._epsilon), np.array(_TOLERANCE)
         curves: dict[str, Callable[[Findings], Floats]] = {
             "empirical": lambda found: found.charges,
             "exact": lambda found: found.stated,
@@ -101,8 +103,8 @@ class Certificate(Curves):
     def _verdict(self, found: Findings) -> Verdict:
         # "not below" instead of "above": what is not finite is not certified
         astray = ~(found.astray <= _CHARGE_TOLERANCE * self._epsilon)
-        leaking = ~(found.leak <= LEAK_TOLERANCE)
-        unseen = found.logits <= LEAK_TOLERANCE
+        leaking = ~(found.leak <= _TOLERANCE)
+        unseen = found.logits <= _TOLERANCE
         count, reasons = len(found.leak), []
         if not unseen:
             reasons.append(f"logits move by {found.logits:.0e}")

@@ -21,9 +21,13 @@ from Training.discrete_laws import Coefficients, Floats
 from Training.updates import LawState, updates_of
 
 LEAK_TOLERANCE = 1e-3
-"""A law's gate closes when the measured leak ⟨θ, g⟩_S has moved its charge by more than this,
-relative to the charge's size: the parameters then have no such symmetry to speak of. Below it,
-the leak (usually the ε of a normalisation, 1e-6 to 1e-4) is a measured source in the law."""
+"""A law's gate closes when the measured leak ⟨θ, g⟩_S has added more than this to its charge,
+relative to the charge's size, and more than a twentieth of what decay and the squares of updates
+have: the parameters then have no such symmetry to speak of. Below it, the leak (usually the ε of
+a normalisation) is a measured source in the law."""
+
+_TRANSPORT = 50
+"""A leak of LEAK_TOLERANCE times this is a twentieth."""
 
 _STATE = tuple(field.name for field in fields(LawState))
 
@@ -95,7 +99,8 @@ class ConservationObserver:
         state = self._state
         measured, size = self.laws.measure_with_sizes(self._weight)
         size = np.where(size > 0, size, 1.0)
-        peak = (np.abs(state.leak) / size).astype(np.float32)
+        moved = np.abs(state.decay) + np.abs(state.kinetic)
+        peak = (np.abs(state.leak) / np.maximum(size, _TRANSPORT * moved)).astype(np.float32)
         np.maximum(self._leak_peak, peak, out=self._leak_peak)
         residual = np.where(self.open, np.abs(measured - state.charge) / size, 0.0)
         turned = np.zeros(len(self.laws))
@@ -146,7 +151,7 @@ class ConservationObserver:
 
         Returns:
             plain tensors: the fields of :class:`LawState`, those about momentum only where
-            there is some; ``leak_peak`` [K] float32, the largest |leak| / size seen; the gates
+            there is some; ``leak_peak`` [K] float32, the largest relative leak seen; the gates
             ``open`` [K] bool; ``time``; and ``record`` with ``step`` [T], ``time`` [T] and
             per-family curves [T, F].
         """

@@ -60,6 +60,15 @@ FIGURES: Registry[PaperFigure] = Registry(
         PaperFigure("early", _GRID, "SGD: the earlier grid", grids=grids.early),
         PaperFigure("momentum", _GRID, "momentum by weight decay", grids=grids.momentum),
         PaperFigure("drops", _GRID, "learning rates, one of which drops", grids=grids.drops),
+        PaperFigure("long", _GRID, "a run ten times as long", grids=grids.long),
+        PaperFigure("batches", _GRID, "batch sizes", grids=grids.batches),
+        PaperFigure(
+            "phase-decay",
+            "Metrics.figures:draw",
+            "phase portraits under momentum, by weight decay",
+            grids=grids.phase_by_decay,
+            alone=True,
+        ),
         PaperFigure(
             "phase",
             "Metrics.figures:draw",

@@ -107,6 +107,50 @@ def drops(scale: Scale) -> list[Grid]:
     return [Grid("Learning rates", rows, x="step")]
 
 
+def long(scale: Scale) -> list[Grid]:
+    """A run ten times as long, far beyond the time 1/λ in which the start is forgotten."""
+    epochs, wd = (200, 1e-2) if scale == "small" else (1000, 1e-4)
+    saves = " --save-at log" if scale == "small" else " --save-freq 2500"
+    rows = []
+    for metric, bn in (("scale", True), ("rescale", False)):
+        network = _small_fc(bn) if scale == "small" else _network(scale, bn, "cifar100")
+        rest = f"--lr 0.1 --wd {wd:g} --epochs {epochs}{saves}"
+        point = Point(f"long{'-bn' * bn}", f"{network} {rest}", f"{epochs} epochs")
+        rows.append([Cell(point, metric, layer) for layer in (0, 1)])
+    return [Grid("A long run", rows)]
+
+
+def batches(scale: Scale) -> list[Grid]:
+    """Batch sizes: the kinetic term shrinks with the noise of the gradient."""
+    sizes = (32, 128, 512) if scale == "small" else (128, 1024, 8192)
+    epochs, wd = (20, 1e-2) if scale == "small" else (100, 1e-4)
+    points = [
+        Point(
+            f"batch-{size}",
+            f"{_network(scale, True, 'cifar100')} --lr 0.1 --wd {wd:g} --epochs {epochs} "
+            f"--train-batch-size {size} --save-at log",
+            f"$S = {size}$",
+        )
+        for size in sizes
+    ]
+    rows = [[Cell(point, metric, 1) for point in points] for metric in ("scale", "rescale")]
+    return [Grid("Batch sizes", rows)]
+
+
+def phase_by_decay(scale: Scale) -> list[Grid]:
+    """Phase portraits of a fully connected network under momentum, by weight decay."""
+    small = scale == "small"
+    network = f"{_small_fc(True)} --lr 0.01" if small else "--dataset mnist --model fc-bn --lr 1e-3"
+    epochs = 30 if small else 100
+    decays = (0.0, 1e-2, 1e-1) if small else (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+    rest = f"--optimizer momentum --momentum 0.9 --epochs {epochs} --save-at log"
+    points = [
+        Point(f"phase-wd{wd:g}", f"{network} {rest} --wd {wd:g} --save-buffers update", "")
+        for wd in decays
+    ]
+    return [Grid(point.expid, [[Cell(point, "phase")]]) for point in points]
+
+
 def phase(scale: Scale) -> list[Grid]:
     """The runs whose phase portraits are drawn, each on a page of its own."""
     return [Grid(point.expid, [[Cell(point, "phase")]]) for point in _drops(scale)]

@@ -194,7 +194,7 @@ def test_muons_bfloat16_breaks_the_translation_law_and_the_gate_sees_it() -> Non
     """Its iteration blows the rounding of the vanishing direction up like any small value."""
     state, _, laws = observed("muon")
     (family,) = (f for f in laws.of_kind("translation") if f.layer == "6.weight")
-    assert state["open"][family.units].double().mean() < 0.1
+    assert state["open"][family.units].double().mean() < 0.3
 
 
 @pytest.mark.parametrize("name", RUNS)
