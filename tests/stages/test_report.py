@@ -234,7 +234,7 @@ class TestExperiment:
 
     def test_runs_are_compared(self, experiment: Path) -> None:
         found = self.write(experiment, "--metrics", "performance,scale")
-        head, *rows = found.table("Flags that differ")
+        head, *rows = found.table("The last evaluation")
         assert {"run", "--lr", "--model", "--depth", "--width", "test loss"} <= set(head)
         assert not {"--expid", "--seed", "--epochs"} & set(head)
         cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
@@ -309,6 +309,14 @@ def test_one_phase_is_not_worth_a_table(page: Path) -> None:
 def test_differences_between_runs() -> None:
     runs = [{"lr": 0.1, "seed": 1, "expid": "a"}, {"lr": 0.2, "seed": 1, "wd": 0.0, "expid": "b"}]
     assert differing(runs) == {"--lr": ["0.1", "0.2"], "--wd": ["–", "0"]}
+
+
+def test_defaults_of_models_and_optimizers_are_no_differences() -> None:
+    given = ("--model fc --lr 0.1", "--model conv --optimizer adam --lr 0.1 --eps 1e-6")
+    runs = [parse(TrainConfig, arguments.split()).flat() for arguments in given]
+    assert runs[0]["depth"] != runs[1]["depth"]
+    assert runs[0]["beta1"] != runs[1]["beta1"]
+    assert differing(runs).keys() == {"--model", "--optimizer", "--eps"}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome")

@@ -48,10 +48,20 @@ def flags(hyperparameters: Mapping[str, Any]) -> list[Flag]:
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The flags in which runs differ, each with the value in every run."""
+    """The flags in which runs differ, each with the value in every run.
+
+    A flag that differs only as the models' or optimizers' own defaults do is left out: it
+    follows from --model and --optimizer.
+    """
     names = sorted({name for run in runs for name in run} - WITHOUT_EFFECT - {*GROUPS})
-    values = {_typed(name): [text(run.get(name)) for run in runs] for name in names}
-    return {name: of_runs for name, of_runs in values.items() if len(set(of_runs)) > 1}
+    defaults = [_defaults(run) for run in runs]
+    found = {}
+    for name in names:
+        values = [text(run.get(name)) for run in runs]
+        usual = [text(default.get(name)) for default in defaults]
+        if len(set(values)) > 1 and values != usual:
+            found[_typed(name)] = values
+    return found
 
 
 def facts(group: Mapping[str, Any]) -> list[tuple[str, str]]:
