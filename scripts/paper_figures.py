@@ -86,7 +86,7 @@ class PaperConfig(Config):
     scale: Scale = Field(
         "small", description="small: minutes on a CPU; paper: the paper's networks, days on a GPU."
     )
-    only: Names = Field((), description="Which figures, listed below; all if none.")
+    only: Names = Field((), description="Which figures, listed above; all if none.")
     out: str = Field("", description="Folder for the figures; results/paper/figures/<scale>.")
     save_dir: str = Field("results", description="Folder that holds the experiments.")
     data_dir: str = Field("", description="Folder with the downloaded data sets.")

@@ -45,7 +45,7 @@ def _draw_layer(
         at = x_values(cache.at, options)[moved]
         closing = np.maximum(worst(layer.beside["closing"])[moved], limits[0])
         cell.lower.plot(at, closing, color=_DRIFT, **style.THIN)
-        cell.lower.plot(at, worst(layer.beside["rounding"])[moved], **style.ROUNDING)
+        cell.lower.plot(at, _rounding(layer)[moved], **style.ROUNDING)
     else:
         edges = drift.measured
     cell.main.plot(x, drift.measured, color=_DRIFT, **style.MEASURED)
@@ -72,10 +72,16 @@ def _stack(axes: Axes, x: Array, parts: Sequence[Array]) -> Array:
     return edges
 
 
+def _rounding(layer: Layer) -> Array:
+    """[T] the closing error that one rounding makes; NaN, not drawn, where none was cached."""
+    unknown = np.full_like(layer.beside["closing"], np.nan)
+    return worst(layer.beside.get("rounding", unknown))
+
+
 def _closing_range(layers: Sequence[Layer], moved: NDArray[np.bool_]) -> tuple[float, float]:
     """The smallest and largest closing errors of any panel, and their roundings at the end."""
     errors = [worst(layer.beside["closing"])[moved] for layer in layers]
-    values = np.concatenate([*errors, *(worst(x.beside["rounding"])[-1:] for x in layers)])
+    values = np.concatenate([*errors, *(_rounding(layer)[-1:] for layer in layers)])
     shown = values[values > _FLOOR]
     return (float(shown.min()), float(shown.max())) if shown.size else (_FLOOR, 1e-15)
 

@@ -274,6 +274,17 @@ def test_areas_are_the_parts_and_the_measured_change_lies_on_their_sum(own: Runs
     check_page(figure)
 
 
+def test_caches_without_roundings_are_drawn_without_them(own: Runs) -> None:
+    run = own("--model fc --width 4 --depth 2 --save-freq 4")
+    (path,) = cache_run(run, "--metrics budget")
+    with h5py.File(path, "a") as file:
+        del file["rounding"]
+    _, lower = next(iter(panels(draw(path)).values()))
+    closing, rounding = lines(lower, "-")
+    assert np.isfinite(closing).all()
+    assert np.isnan(rounding).all()
+
+
 def test_text_of_any_selection_fits(own: Runs) -> None:
     run = own(f"{BN} --optimizer adamw {OPTIMIZERS['adamw']}")
     (path,) = cache_run(run, "--metrics budget")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,7 +23,8 @@ from Metrics.figures import report
 from Metrics.figures._config import PlotConfig
 from Metrics.figures.report import write_report
 from Metrics.figures.report._flags import differing, flags
-from Metrics.summary import deviation
+from Metrics.figures.report._run import RunReport
+from Metrics.summary import Deviation, deviation
 from Models.symmetry import KINDS, Laws
 from tests.metrics.test_figures import write_law
 from tests.runs import ROOT, Runs, cache_run, extract_run, flags_of, mistake, run_stage, train_run
@@ -311,12 +313,28 @@ def test_differences_between_runs() -> None:
     assert differing(runs) == {"--lr": ["0.1", "0.2"], "--wd": ["–", "0"]}
 
 
+def test_the_worst_deviations_are_of_theories_that_there_are() -> None:
+    unknown = (2e-16, float("nan"), 0.0)
+    found = [
+        Deviation("x", "translation", laws=2, open=2, worst=unknown, closed=()),
+        Deviation("x", "scale", laws=2, open=0, worst=(9.0, 9.0, 9.0), closed=()),
+    ]
+    of_run = partial(RunReport, "x", {}, [], [], [], [], None, [])
+    assert of_run(found, [], [], {}).worst == (2e-16, None)
+    known = Deviation("x", "rescale", laws=2, open=1, worst=(1e-7, 1e-3, 0.0), closed=())
+    assert of_run([*found, known], [], [], {}).worst == (1e-7, 1e-3)
+
+
 def test_defaults_of_models_and_optimizers_are_no_differences() -> None:
-    given = ("--model fc --lr 0.1", "--model conv --optimizer adam --lr 0.1 --eps 1e-6")
+    given = (
+        "--model fc --lr 0.1",
+        "--model conv --optimizer adam --lr 0.1 --eps 1e-6",
+        "--model fc --dataset gaussian-mixture --lr 0.1",
+    )
     runs = [parse(TrainConfig, arguments.split()).flat() for arguments in given]
     assert runs[0]["depth"] != runs[1]["depth"]
     assert runs[0]["beta1"] != runs[1]["beta1"]
-    assert differing(runs).keys() == {"--model", "--optimizer", "--eps"}
+    assert differing(runs).keys() == {"--dataset", "--model", "--optimizer", "--eps"}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome")

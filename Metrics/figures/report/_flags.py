@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from Data.registry import DATASETS
 from Models.registry import find_model
 from Training.config import TrainConfig
 from Training.folder import WITHOUT_EFFECT
@@ -50,8 +51,8 @@ def flags(hyperparameters: Mapping[str, Any]) -> list[Flag]:
 def differing(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The flags in which runs differ, each with the value in every run.
 
-    A flag that differs only as the models' or optimizers' own defaults do is left out: it
-    follows from --model and --optimizer.
+    A flag that differs only as the defaults of data sets, models and optimizers do is left out:
+    it follows from theirs.
     """
     names = sorted({name for run in runs for name in run} - WITHOUT_EFFECT - {*GROUPS})
     defaults = [_defaults(run) for run in runs]
@@ -103,7 +104,7 @@ def _typed(name: str) -> str:
 
 
 def _defaults(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What every flag is when left out; some defaults are the model's or the optimizer's own."""
+    """What every flag is when left out: of the data set, model and optimizer, or of all runs."""
     defaults = {
         name: field.get_default(call_default_factory=True)
         for name, field in TrainConfig.model_fields.items()
@@ -111,6 +112,8 @@ def _defaults(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: str(hyperparameters.get(name, default)) for name, default in defaults.items()}
     if chosen["optimizer"] in OPTIMIZERS:
         defaults |= OPTIMIZERS[chosen["optimizer"]].options
+    if chosen["dataset"] in DATASETS:
+        defaults |= DATASETS[chosen["dataset"]].options
     with suppress(UserError, KeyError):  # the user's own model, or one of another version
         defaults |= find_model(chosen["model_class"], chosen["model"]).options
     return defaults

@@ -48,7 +48,7 @@ def comparison(runs: Sequence[RunReport]) -> Rows:
 
 def _outcome(run: RunReport) -> list[str]:
     loss, accuracy = (run.final.get(name) for name in ("test_loss", "accuracy1"))
-    exact, paper = run.worst or (None, None)
+    exact, paper = run.worst
     return [
         "–" if loss is None else f"{loss:.4g}",
         "–" if accuracy is None else f"{accuracy:.4g}",

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,11 @@ class RunReport:
     final: dict[str, float]
 
     @property
-    def worst(self) -> tuple[float, float] | None:
-        """The largest deviations from the exact and the paper's laws; ``None`` without laws."""
-        open_ones = [d.worst for d in self.deviations if d.open]
-        if not open_ones:
-            return None
-        exact, paper, _ = np.max(open_ones, axis=0).tolist()
+    def worst(self) -> tuple[float | None, float | None]:
+        """The largest deviations from the exact and the paper's laws, where there are some."""
+        found = [d.worst for d in self.deviations if d.open]
+        known = ([x[i] for x in found if not isnan(x[i])] for i in (0, 1))
+        exact, paper = (max(values, default=None) for values in known)
         return exact, paper
 
 
