@@ -352,7 +352,7 @@ LISTS = {
     "queued-resources list": [reply("lm-0\tACTIVE\nlm-1\tFAILED\nother\tACTIVE\n")],
     "tpu-vm list": [
         reply("lm-0\tREADY\nlm-9\tPREEMPTED\nalm-0\tREADY\n"),
-        reply("lm-9\tPREEMPTED\nalm-0\tREADY\nlm-new\tREADY\n"),
+        reply("lm-9\tPREEMPTED\nalm-0\tREADY\nlm-00\tREADY\n"),
     ],
 }
 
