@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -280,23 +279,50 @@ def test_a_second_copy_removes_what_is_gone_and_keeps_results(
     }
 
 
+@pytest.fixture
+def host(gcloud: GCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a host: a folder here, which the stand-in copies to and runs commands in."""
+    home = tmp_path / "home"
+    (home / "learning-mechanics" / ".venv" / "bin").mkdir(parents=True)
+    (home / "learning-mechanics" / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (gcloud.folder / "bin" / "gcloud").write_text(
+        '#!/bin/bash\nif [ "$4" = scp ]; then exec cp "$5" "$HOST/${6#*:}"; fi\n'
+        'command=${*: -1}; cd "$HOST" && exec sh -c "${command#--command=}"\n'
+    )
+    monkeypatch.setenv("HOST", str(home))
+    return home
+
+
+def test_the_tree_arrives_and_runs(gcloud: GCloud, host: Path) -> None:
+    """From the copy to the exit code, with a host that has its environment already."""
+    environment = host / "learning-mechanics" / ".venv"
+    (environment / "installed").write_text((ROOT / "requirements.txt").read_text())
+    code = "import os, sys, Utils; print(os.environ['PJRT_DEVICE'], Utils.__file__); sys.exit(5)"
+    done = gcloud.run("run_on_tpu", "lm-0", *FLAGS, "--", "python", "-c", code)
+    assert done == (5, f"TPU {host / 'learning-mechanics' / 'Utils' / '__init__.py'}\n", "")
+    assert (environment / "bin" / "python").exists()
+
+
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "INT"), (signal.SIGTERM, "TERM")])
 def test_signals_reach_the_command(
-    gcloud: GCloud, number: signal.Signals, name: str, tmp_path: Path
+    gcloud: GCloud, host: Path, number: signal.Signals, name: str
 ) -> None:
-    """The stream goes on until the command has ended, and gives its exit code."""
-    running = reply("saved a checkpoint\n", 130, seconds=1)
-    gcloud.answer({"tpu-vm ssh": [running, reply()]})
-    process = gcloud.start("run_on_tpu", "lm-0", *FLAGS, "--no-sync", "--", "python", "train.py")
-    while not gcloud.calls:
-        time.sleep(0.01)
-    os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output) == (130, "saved a checkpoint\n")
+    """Ctrl-C goes to the script's process group; the command gets it once, and ends itself."""
+    code = (
+        "import signal, sys, time\n"
+        "def end(*_): print('saved a checkpoint', flush=True); sys.exit(77)\n"
+        f"signal.signal(signal.SIG{name}, end)\n"
+        "print('step 1', flush=True)\n"
+        "time.sleep(60)"
+    )
+    words = ["lm-0", *FLAGS, "--no-sync", "--", "python", "-c", code]
+    with gcloud.start("run_on_tpu", *words) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "step 1\n"
+        os.killpg(process.pid, number)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (77, "saved a checkpoint\n")
     assert errors == f"run_on_tpu.sh: passing SIG{name} on to the command\n"
-    started, stopped = map(remote, gcloud.calls)
-    (pidfile,) = re.findall(r"echo \$\$ > (\S+)", started)
-    assert stopped == f"kill -{name} $(cat {pidfile})"
 
 
 def test_the_host_is_set_up_once(tmp_path: Path) -> None:
@@ -438,6 +464,16 @@ def test_dry_runs_print_the_commands_and_run_nothing(
     subprocess.run(["sh", "-e", "-c", output], env=gcloud.environment, check=True)
     index = 2 if script == "sync_gcloud" else 3
     assert [call[index] for call in gcloud.calls] == calls
+
+
+def test_the_documented_commands_are_right(gcloud: GCloud) -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    lines = re.findall(r"^ +scripts/(\w+)\.sh (.+)$", page, re.MULTILINE)
+    assert {script for script, _ in lines} == {"make_tpus", "run_on_tpu", "sync_gcloud", "kill_all"}
+    for script, arguments in lines:
+        code, output, errors = gcloud.run(script, "--dry-run", *shlex.split(arguments))
+        assert (code, errors) == (0, "")
+        assert output
 
 
 def test_a_dry_run_prints_what_a_run_calls(gcloud: GCloud) -> None:
