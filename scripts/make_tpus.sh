@@ -103,7 +103,8 @@ fail() {
 # look INDEX: whether this node is settled, ready or failed. Its creation, where that still
 # runs, says itself why it fails; until it ends there may be nothing to describe.
 look() {
-    local name=${names[$1]} job=${jobs[$1]} state reason
+    local name=${names[$1]} job=${jobs[$1]} creating= state reason
+    if [[ -n $job ]] && kill -0 "$job" 2> /dev/null; then creating=1; fi
     state=$(state_of "$name") || state=
     if [[ -n $state && $state != "${last[$1]-}" ]]; then say "$name: $state"; fi
     last[$1]=$state
@@ -118,14 +119,15 @@ look() {
             return
             ;;
     esac
-    [[ -z $job ]] || ! kill -0 "$job" 2> /dev/null || return 1
+    [[ -z $creating ]] || return 1
     if [[ -n $job ]] && ! wait "$job"; then
         fail "$name" "it was not created, see above"
-    elif [[ -z $state ]]; then
-        fail "$name" "it is gone"
-    else
-        return 1
+        return
     fi
+    if [[ -n $state ]]; then misses[$1]=0 && return 1; fi
+    misses[$1]=$((${misses[$1]-0} + 1))
+    ((misses[$1] >= 3)) || return 1 # the network may fail once
+    fail "$name" "it is gone, or gcloud cannot see it any more"
 }
 
 if [[ -n $DRY_RUN ]]; then
@@ -147,6 +149,7 @@ done
 
 ready=()
 last=()
+misses=()
 pending=("${!names[@]}")
 while :; do
     waiting=()

@@ -3,12 +3,18 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+NODE = ["compute", "tpus", "tpu-vm"]
+QUEUED = ["compute", "tpus", "queued-resources"]
+PLACE = ["--zone=us-east5-b", "--project=p"]
+FLAGS = ["--zone", "us-east5-b", "--project=p"]
 
 # Replies are kept per call, oldest first; the last one stays. `lock` keeps calls apart that
 # run at the same time.
@@ -91,3 +97,10 @@ class GCloud:
         process = self.start(script, *arguments)
         output, errors = process.communicate(answer, timeout=60)
         return process.returncode, output, errors
+
+
+def link(folder: Path, *tools: str) -> str:
+    """A PATH of one folder, with programs of this machine."""
+    for tool in tools:
+        (folder / tool).symlink_to(str(shutil.which(tool)))
+    return str(folder)
