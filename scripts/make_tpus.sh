@@ -103,7 +103,7 @@ fail() {
 # look INDEX: whether this node is settled, ready or failed. Its creation, where that still
 # runs, says itself why it fails; until it ends there may be nothing to describe.
 look() {
-    local name=${names[$1]} job=${jobs[$1]} creating= state reason
+    local name=${names[$1]} job=${jobs[$1]} creating='' state reason
     if [[ -n $job ]] && kill -0 "$job" 2> /dev/null; then creating=1; fi
     state=$(state_of "$name") || state=
     if [[ -n $state && $state != "${last[$1]-}" ]]; then say "$name: $state"; fi
@@ -120,13 +120,19 @@ look() {
             ;;
     esac
     [[ -z $creating ]] || return 1
-    if [[ -n $job ]] && ! wait "$job"; then
-        fail "$name" "it was not created, see above"
-        return
+    if [[ -n $job ]]; then
+        if ! wait "$job"; then
+            fail "$name" "it was not created, see above"
+            return
+        fi
+        jobs[$1]=
     fi
-    if [[ -n $state ]]; then misses[$1]=0 && return 1; fi
+    if [[ -n $state ]]; then
+        misses[$1]=0
+        return 1
+    fi
     misses[$1]=$((${misses[$1]-0} + 1))
-    ((misses[$1] >= 3)) || return 1 # the network may fail once
+    ((${misses[$1]} >= 3)) || return 1 # the network may fail once
     fail "$name" "it is gone, or gcloud cannot see it any more"
 }
 
