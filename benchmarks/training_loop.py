@@ -26,9 +26,10 @@ from Data.dataset import Dataset, Split
 from Data.transforms import Normalize
 from Models import build_model
 from Models.symmetry import find_laws
+from Training.backends import start
 from Training.config import TrainConfig
-from Training.journal import Journal
 from Training.loop import Trainer
+from Training.recorder import FolderRecorder
 from Training.state import TrainingState
 from Utils.config import validate
 from Utils.rundir import RunFolder
@@ -51,8 +52,8 @@ def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 9) -> list[R
         model, data = case.split(", ")
         steps = CASES[case]
         dataset = _random(data, BATCH_SIZE * steps * (repetitions + 2))
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as journals:
-            ours = partial(_ours, model, dataset, steps, journals)
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as recorders:
+            ours = partial(_ours, model, dataset, steps, recorders)
             blocks: dict[str, Callable[[], object]] = {
                 "bare": partial(Bare(model, dataset).run, steps),
                 "ours": ours(Path(folder) / "ours", observed=False),
@@ -106,7 +107,7 @@ class Bare:
 
 
 def _ours(
-    model: str, dataset: Dataset, steps: int, journals: ExitStack, folder: Path, observed: bool
+    model: str, dataset: Dataset, steps: int, recorders: ExitStack, folder: Path, observed: bool
 ) -> Callable[[], object]:
     """Run the next steps of train.py's loop on a new model."""
     config = _config(model, dataset)
@@ -114,11 +115,12 @@ def _ours(
     module = build_model(config, entry.input_shape, entry.num_classes)
     # nothing is conserved under a loss that no symmetry survives: nothing is observed
     laws = find_laws(module if observed else nn.Tanh(), torch.zeros(2, *entry.input_shape), "ce")
-    state = TrainingState.initial(config, module, dataset, laws, torch.device("cpu"))
+    state = TrainingState.initial(config, module, dataset, laws, start(config))
     run, log = RunFolder(folder), logging.getLogger("benchmark")
     run.logs.mkdir(parents=True)
-    journal = journals.enter_context(Journal(run.logs, -1))
-    trainer = Trainer(config, run, state, 0, dataset.test, journal, log)
+    recorder = recorders.enter_context(FolderRecorder(run, -1))
+    trainer = Trainer(config, state, dataset.test, recorder, log)
+    trainer.total = 0
 
     def block() -> None:
         trainer.total += steps
