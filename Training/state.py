@@ -1,7 +1,7 @@
 """Everything that changes during training, which is everything that a checkpoint holds."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -82,6 +82,7 @@ class TrainingState:
         observer = ConservationObserver(model, optimizer, laws)
         buffers = StepBuffers(model, optimizer, config.save_buffers)
         torch.manual_seed(stream_seed(config.seed, "dropout") + backend.rank)
+        backend.end_step()  # the beginnings are no part of the first batch's computation
         losses = LossRecord(lambda values: backend.total(values) / backend.share[1])
         return cls(
             model,
@@ -146,6 +147,6 @@ class TrainingState:
         self.batches.resize(self.schedule.phase(checkpoint["epoch"]).batch_size)
         self.batches.load_state_dict(checkpoint["data_state"])
         self.step = checkpoint["step"]
-        states: list[dict[str, torch.Tensor]] = checkpoint["rng_state"]
+        states: list[dict[str, Any]] = checkpoint["rng_state"]
         if self.backend.rank < len(states):
             self.backend.set_rng_state(states[self.backend.rank])

@@ -171,14 +171,14 @@ class Backend:
 
     # ------------------------------------------------------------------ random numbers
 
-    def rng_state(self) -> dict[str, Tensor]:
+    def rng_state(self) -> dict[str, Any]:
         """The states of torch's global generators, from which dropout draws."""
-        state = {"cpu": torch.get_rng_state()}
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def set_rng_state(self, state: dict[str, Tensor]) -> None:
+    def set_rng_state(self, state: dict[str, Any]) -> None:
         """Continue as after :meth:`rng_state`, as far as the same generators are here."""
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda" and "cuda" in state:

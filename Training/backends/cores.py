@@ -7,6 +7,7 @@ and the last batch of an epoch is left out where it would be smaller. ``PJRT_DEV
 CPU_NUM_DEVICES=4`` takes the same path on four virtual devices of the CPU.
 """
 
+import logging
 import os
 import shlex
 import sys
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from Training.backends.backend import Backend
 from Training.backends.config import BARE_TPU, BackendConfig
+from Training.backends.normalization import moments_of_batch, normalize_together
 from Utils.errors import UserError
 
 _PORT = 12355
@@ -63,6 +65,10 @@ class Cores(Backend):
     def data_device(self) -> torch.device:
         return torch.device("cpu")
 
+    def _joined(self, model: nn.Module, example: Tensor) -> nn.Module:
+        normalize_together(model, moments_of_batch)
+        return model
+
     def place(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         placed = [part.to(self.device) for part in super().place(inputs, targets)]
         for part in placed:
@@ -74,17 +80,17 @@ class Cores(Backend):
 
         torch_xla.sync()
 
-    def rng_state(self) -> dict[str, Tensor]:
+    def rng_state(self) -> dict[str, Any]:
         from torch_xla.core import xla_model
 
-        return {**super().rng_state(), "xla": torch.tensor(xla_model.get_rng_state())}
+        return {**super().rng_state(), "xla": xla_model.get_rng_state()}
 
-    def set_rng_state(self, state: dict[str, Tensor]) -> None:
+    def set_rng_state(self, state: dict[str, Any]) -> None:
         from torch_xla.core import xla_model
 
         super().set_rng_state(state)
         if "xla" in state:
-            xla_model.set_rng_state(int(state["xla"]))
+            xla_model.set_rng_state(state["xla"])
 
 
 def torch_xla_device() -> torch.device:
@@ -103,6 +109,7 @@ def _check_place(name: str) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks on its own future
     chosen = "PJRT_DEVICE" in os.environ  # importing torch_xla sets it
+    logging.disable(logging.WARNING)  # its own line on what it takes by default
     try:
         import torch_xla.runtime as runtime
         from torch_xla._internal import tpu
@@ -111,6 +118,8 @@ def _check_place(name: str) -> None:
             f"--tpu: torch_xla cannot be imported ({error}); install requirements.txt with "
             "Python 3.11 to 3.13 on Linux x86-64, and run python -m scripts.doctor"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     on_tpu = runtime.device_type() == "TPU"
     here = str(tpu.get_tpu_env().get("NODE_ID", "")) if on_tpu and name != BARE_TPU else ""
     if (on_tpu or chosen) and name in {BARE_TPU, here}:

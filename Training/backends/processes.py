@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from Training.backends.backend import Backend
 from Training.backends.config import BackendConfig
-from Training.backends.normalization import normalize_together
+from Training.backends.normalization import moments_of_processes, normalize_together
 from Utils.devices import select_device
 from Utils.errors import UserError
 
@@ -50,7 +50,10 @@ class Processes(Backend):
 
     def _joined(self, model: nn.Module, example: Tensor) -> nn.Module:
         unused = has_unused_parameters(model, example.to(self.device))
-        normalize_together(model)
+        if self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        else:
+            normalize_together(model, moments_of_processes)
         return DistributedDataParallel(
             model,
             device_ids=[self.device] if self.device.type == "cuda" else None,
