@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-
 Moments = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """From [N, C, ...]: how many numbers each channel has, their means [C] and variances [C]."""
 
