@@ -14,7 +14,7 @@ class DataConfig(Config):
     """What :func:`Data.load_dataset` needs to know, apart from the seed.
 
     After validation every option that the dataset reads has its value, and every other is
-    ``None``.
+    ``None``, but for ``workers``, which may be given for any.
 
     Raises:
         UserError: an unknown dataset.
@@ -24,7 +24,10 @@ class DataConfig(Config):
     dataset: str = Field("digits", description="The data, listed above.")
     data_dir: str = Field(DEFAULT_DATA_DIR, description="Folder with the downloaded data sets.")
     workers: int | None = Field(
-        None, ge=0, description="Processes that decode image files; changes no number."
+        None,
+        ge=0,
+        description="Processes that decode image files; changes no number, and does nothing where "
+        "the data are in memory.",
     )
     train_size: int | None = Field(None, ge=1, description="Training examples to draw.")
     test_size: int | None = Field(None, ge=1, description="Test examples to draw.")
@@ -67,7 +70,10 @@ class DataConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def _check_data_options(self) -> Self:
-        reads = {"dataset", "data_dir", *DATASETS[self.dataset].options}  # raises if unknown
+        # Commands of neural-mechanics have --workers everywhere: it is welcome, as it changes
+        # no number.
+        known = DATASETS[self.dataset]  # raises if unknown
+        reads = {"dataset", "data_dir", "workers", *known.options}
         refuse_unread(self, DataConfig.model_fields, reads, f"--dataset {self.dataset}")
         if self.bits and self.parity_bits and self.parity_bits > self.bits:
             raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from Metrics.charges import EXACT
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
 from Metrics.predictions import APART
@@ -25,21 +26,36 @@ class Budget:
 
     def __init__(self, context: Context):
         self._families = {f"{f.kind} {f.layer}": f for f in context.laws.families}
+        # Under SGD the law's parts are compared with stored weights; under other optimizers
+        # every step's weights are, in float64, and their rounding is part of the leak.
+        stored = context.hyperparameters["optimizer"] in EXACT
+        dtype = str(context.hyperparameters["dtype"]) if stored else "float64"
+        self._rounding = float(np.finfo(dtype).eps)
 
     @property
     def settings(self) -> Mapping[str, int | str]:
         return {}
 
     def rows(self, features: StepFeatures) -> Arrays:
-        """Per unit: the measured drift, its parts and their sum, and by how much they miss it."""
+        """Per unit: the measured drift, its parts and their sum, and by how much they miss it.
+
+        ``rounding`` is by how much one rounding of the charge would make them miss it.
+        """
         measured, charge_size = features.charges
         parts = features.parts
         total = sum(parts.values(), np.zeros(len(measured)))
         drift = measured - features.conservation("start")
         gross = sum(map(np.abs, parts.values()), np.zeros(len(measured)))
         size = np.maximum(gross, _STILL * charge_size)
-        closing = np.abs(drift - total) / np.where(size > 0, size, 1.0)
-        curves = {"empirical": drift, "exact": total, **parts, "size": size, "closing": closing}
+        sized = np.where(size > 0, size, 1.0)
+        curves = {
+            "empirical": drift,
+            "exact": total,
+            **parts,
+            "size": size,
+            "closing": np.abs(drift - total) / sized,
+            "rounding": self._rounding * charge_size / sized,
+        }
         return {
             f"{name}/{layer}": values[family.units]
             for name, values in curves.items()

@@ -247,10 +247,11 @@ def _with_and_without_buffers(
     """
     wanted = [METRICS[name] for name in config.metric_names()]
     lacking = [entry for entry in wanted if entry.needs and not buffers & set(entry.needs)]
-    needs = [f"{entry.name} needs --save-buffers {' or '.join(entry.needs)}" for entry in lacking]
-    message = f"not cached: {'; '.join(needs)}" if needs else ""
+    needed = ",".join(dict.fromkeys(entry.needs[0] for entry in lacking))
+    names = ", ".join(entry.name for entry in lacking)
+    message = f"not cached without train.py --save-buffers {needed}: {names}" if lacking else ""
     if len(lacking) == len(wanted):
-        raise UserError(f"{message}; train a run with it" if wanted else "--metrics: none is named")
+        raise UserError(message or "--metrics: none is named")
     return [entry for entry in wanted if entry not in lacking], message
 
 

@@ -16,7 +16,7 @@ class CacheConfig(RunConfig):
 
     metrics: Names = Field(
         DEFAULT_METRICS,
-        description="Which metrics, listed below; those that run the network at every checkpoint "
+        description="Which metrics, listed above; those that run the network at every checkpoint "
         f"({', '.join(IF_NAMED)}) only if they are named.",
     )
     suffix: PathPart = Field("", description="Added to the names of the cache files.")

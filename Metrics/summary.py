@@ -1,5 +1,6 @@
 """How far measurements are from their laws, in one table."""
 
+import re
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -22,7 +23,7 @@ class Deviation:
         open: how many of their gates are open.
         worst: |measured − exact law| / size, |measured − the paper's continuous law| / size,
             and what the broken symmetry has moved / size; NaN without a theory.
-        closed: the metric and layer of closed gates, each with the reason.
+        closed: the layers with closed gates, each with the reason.
     """
 
     run: str
@@ -30,7 +31,7 @@ class Deviation:
     laws: int
     open: int
     worst: tuple[float, float, float]
-    closed: tuple[str, ...]
+    closed: tuple[tuple[str, str], ...]
 
     def row(self) -> tuple[str, ...]:
         """Its line in the table; nothing is claimed where no gate is open or nothing is known."""
@@ -59,11 +60,11 @@ def deviation(cache: Path, layer: str | None = None) -> Deviation | None:
         metric = str(file.attrs["metric"])
         return Deviation(
             run=cache.parent.parent.name,
-            metric=f"{metric} {layer}" if layer else metric,
+            metric=metric if layer is None else f"{metric} {layer}",
             laws=sum(map(len, gates.values())),
             open=int(sum(gate.sum() for gate in gates.values())),
             worst=(exact, paper, leak),
-            closed=tuple(f"{metric} {name}: {why}" for name, why in reasons.items() if why),
+            closed=tuple((name, why) for name, why in reasons.items() if why),
         )
 
 
@@ -78,7 +79,7 @@ def _worst(file: h5py.File, layer: str, gate: NDArray[np.bool_]) -> tuple[float,
 
 
 def deviation_table(caches: list[Path], by_layer: bool = False) -> str:
-    """One line per run and metric that has laws, and one per layer where they do not apply.
+    """One line per run and metric that has laws, and one per cause where they do not apply.
 
     Certificates have a line each, below the table.
 
@@ -102,9 +103,26 @@ def _law_lines(caches: list[Path], by_layer: bool) -> list[str]:
     rows += [d.row() for d in deviations if d.laws]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(_justified, range(len(row)), row, widths)) for row in rows]
-    closed = [f"closed: {d.run} {reason}" for d in deviations for reason in d.closed]
+    closed = [line for d in deviations for line in _closed_lines(d, by_layer)]
     note = "largest |measured − predicted| / size, over all checkpoints and laws with an open gate"
     return [note, *lines, *closed]
+
+
+def _closed_lines(d: Deviation, by_layer: bool) -> list[str]:
+    """One line for each cause of closed gates, told of the first layer that it has closed.
+
+    A network under an optimizer that breaks every symmetry has dozens of closed layers whose
+    reasons differ in their numbers only.
+    """
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for name, why in d.closed:
+        alike.setdefault(re.sub(r"\d\S*", "", why), []).append((name, why))
+    lines = []
+    for (name, why), *more in alike.values():
+        layer = "" if by_layer else f" {name}"  # which is in the metric's name there
+        others = f" (and {len(more)} more layer{'s' * (len(more) > 1)} alike)" if more else ""
+        lines.append(f"closed: {d.run} {d.metric}{layer}: {why}{others}")
+    return lines
 
 
 def _certified(cache: Path) -> list[str]:

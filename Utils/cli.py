@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import re
 import sys
@@ -98,7 +99,7 @@ def _as_text(annotation: Any) -> list[PrimitiveConstructorSpec[Any]]:
 
 
 def _print_help(schema: type[Config], flags: type, epilog: str) -> None:
-    description = (schema.__doc__ or "").strip()
+    description = inspect.cleandoc(schema.__doc__ or "")
     config_help = "--config FILE supplies defaults from a YAML file; flags override it."
     text = f"{description}\n\n{config_help}\n\n{epilog}".strip()
     tyro.cli(flags, args=["--help"], description=text)
@@ -165,6 +166,6 @@ def _one_line(box: str, flags: type) -> str:
     if unrecognized:
         if not unrecognized[1].startswith("-"):
             return f"unexpected argument '{unrecognized[1]}'; flags begin with --, see --help"
-        names = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(flags)]
-        return unknown("flag", unrecognized[1], names)
+        names = [f.name.replace("_", "-") for f in dataclasses.fields(flags)]
+        return unknown("flag", unrecognized[1], names, prefix="--", listing="see --help")
     return f"{message.rstrip('. ')}; see --help"

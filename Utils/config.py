@@ -149,4 +149,6 @@ def _explain(error: Any) -> str:
     if not error["loc"]:
         return message
     flag = f"--{str(error['loc'][0]).replace('_', '-')}"
-    return f"{flag} {error['input']}: {message[:1].lower()}{message[1:]}"
+    seen = error["input"]
+    typed = ",".join(map(str, seen)) if isinstance(seen, list | tuple) else seen
+    return f"{flag} {typed}: {message[:1].lower()}{message[1:]}"

@@ -74,15 +74,20 @@ class Registry(Generic[E]):
         return "\n".join(f"  {e.name:<{width}}  {e.description}" for e in self)
 
 
-def unknown(kind: str, value: str, available: Iterable[str]) -> str:
+def unknown(
+    kind: str, value: str, available: Iterable[str], prefix: str = "", listing: str = ""
+) -> str:
     """The message for a name that does not exist, with the nearest one that does.
 
     Args:
         kind: what was looked up ("model").
         value: what the user typed.
         available: the names that exist.
+        prefix: what all names begin with when they are typed, which makes none of them near.
+        listing: where to find the names, if they are too many for a line.
     """
     names = sorted(available)
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {kind} '{value}'; {hint}available: {', '.join(names) or 'none'}"
+    near = difflib.get_close_matches(value.removeprefix(prefix), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{prefix}{near[0]}'? " if near else ""
+    every = listing or f"available: {', '.join(names) or 'none'}"
+    return f"unknown {kind} '{value}'; {hint}{every}"

@@ -1,12 +1,14 @@
 """Budgets: what has changed a conserved quantity, stacked, and the change that was measured."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array, Cache, Layer
@@ -23,7 +25,7 @@ _FLOOR = 1e-17  # of closing errors, some of which are 0
 def draw_budget(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
     """A panel for each layer: the sums over its units, and the largest closing error below."""
     figure, cells = grid(len(layers), True, header_height(len(layers), options))
-    limits = _closing_range(layers)
+    limits = _closing_range(layers, cache.at.step > 0)
     for cell, layer in zip(cells, layers, strict=True):
         _draw_layer(cell, layer, cache, limits, options)
     add_header(figure, cache.title, _legend(), options)
@@ -39,8 +41,11 @@ def _draw_layer(
     if drift.exact is not None:
         edges = _stack(cell.main, x, [sums[part] for part in _PARTS])
         cell.main.plot(x, drift.exact, **style.EXACT)
-        closing = np.maximum(worst(layer.beside["closing"]), limits[0])
-        cell.lower.plot(x_values(cache.at, options), closing, color=_DRIFT, **style.THIN)
+        moved = cache.at.step > 0  # before, there is nothing to close
+        at = x_values(cache.at, options)[moved]
+        closing = np.maximum(worst(layer.beside["closing"])[moved], limits[0])
+        cell.lower.plot(at, closing, color=_DRIFT, **style.THIN)
+        cell.lower.plot(at, worst(layer.beside["rounding"])[moved], **style.ROUNDING)
     else:
         edges = drift.measured
     cell.main.plot(x, drift.measured, color=_DRIFT, **style.MEASURED)
@@ -67,14 +72,16 @@ def _stack(axes: Axes, x: Array, parts: Sequence[Array]) -> Array:
     return edges
 
 
-def _closing_range(layers: Sequence[Layer]) -> tuple[float, float]:
-    """The smallest and largest closing errors that are shown in any panel."""
-    values = np.concatenate([layer.beside["closing"].ravel() for layer in layers])
+def _closing_range(layers: Sequence[Layer], moved: NDArray[np.bool_]) -> tuple[float, float]:
+    """The smallest and largest closing errors of any panel, and their roundings at the end."""
+    errors = [worst(layer.beside["closing"])[moved] for layer in layers]
+    values = np.concatenate([*errors, *(worst(x.beside["rounding"])[-1:] for x in layers)])
     shown = values[values > _FLOOR]
     return (float(shown.min()), float(shown.max())) if shown.size else (_FLOOR, 1e-15)
 
 
 def _legend() -> Legend:
     areas = [Patch(color=c, alpha=0.6, linewidth=0) for c in _PARTS.values()]
-    lines = [Line2D([], [], color=_DRIFT, **style.MEASURED), Line2D([], [], **style.EXACT)]
-    return [*areas, *lines], [*_PARTS, "measured change", "sum of the three"]
+    looks: list[dict[str, Any]] = [{"color": _DRIFT} | style.MEASURED, style.EXACT, style.ROUNDING]
+    lines = [Line2D([], [], **look) for look in looks]
+    return [*areas, *lines], [*_PARTS, "measured change", "sum of the three", "one rounding"]

@@ -23,7 +23,10 @@ _LABELS = {
 
 
 def draw_performance(cache: Cache, options: Options) -> Figure:
-    """A panel of losses and a panel of accuracies, where they were evaluated."""
+    """A panel of losses and a panel of accuracies, where they were evaluated.
+
+    Losses that have fallen far are on a logarithmic axis: what is learned late is seen on it.
+    """
     evaluated = [layer for layer in cache.layers if np.isfinite(layer.measured).any()]
     evaluated.sort(key=lambda layer: list(_LABELS).index(layer.name))
     losses = [layer for layer in evaluated if layer.name.endswith("loss")]
@@ -36,6 +39,9 @@ def draw_performance(cache: Cache, options: Options) -> Figure:
     for cell, (name, group) in zip(cells, groups, strict=True):
         curves = [_evaluated(layer, cache, options) for layer in group]
         _draw_named(cell.main, curves, [layer.name for layer in group])
+        values = np.concatenate([curve.measured for curve in curves])
+        ticks = style.value_ticks if name == "loss" else style.linear_ticks
+        ticks(cell.main, values)
         if options.legend:
             _add_key(cell.main)
         panel = Panel.without_theory(_with_unit(name, curves), "", curves)
@@ -113,7 +119,6 @@ def _draw_named(axes: Axes, curves: Sequence[Curve], names: Sequence[str]) -> No
             markersize=4,
             **style.MEASURED,
         )
-    style.linear_ticks(axes, np.concatenate([curve.measured for curve in curves]))
 
 
 def _with_unit(name: str, curves: Sequence[Curve]) -> str:

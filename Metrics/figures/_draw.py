@@ -90,7 +90,7 @@ def _panels(
 def _selected(cache: Cache, options: Options) -> list[Layer]:
     names = [layer.name for layer in cache.layers]
     if not names:
-        raise NothingToDraw(f"{cache.metric}: not drawn, its cache holds no layers")
+        raise NothingToDraw(f"{cache.metric}: not drawn, the network has nothing of this kind")
     check_layers(names, options.layers)
     wanted = select_layers(names, options.layers)
     return [layer for layer in cache.layers if layer.name in wanted]

@@ -93,7 +93,7 @@ def add_title(cell: Cell, panel: Panel, notes: bool, options: Options) -> None:
     if panel.predicted:
         add_note(cell, panel.note, options)
     elif panel.note and cell.lower is not None:
-        _write_across(cell.lower, panel.note, cell.width, options)
+        write_across(cell, panel.note, options)
 
 
 def add_note(cell: Cell, note: str, options: Options) -> None:
@@ -138,16 +138,17 @@ def _write_above(axes: Axes, text: str, x: float, points: float) -> None:
     )
 
 
-def _write_across(axes: Axes, text: str, width: float, options: Options) -> None:
-    """Fill axes that have nothing to show with the reason."""
-    axes.text(
+def write_across(cell: Cell, text: str, options: Options) -> None:
+    """Fill lower axes that have nothing to show with the reason."""
+    assert cell.lower is not None
+    cell.lower.text(
         0.5,
         0.5,
-        style.plain(style.wrap(text, width - 0.1), options.use_tex),
-        transform=axes.transAxes,
+        style.plain(style.wrap(text, cell.width - 0.1), options.use_tex),
+        transform=cell.lower.transAxes,
         ha="center",
         va="center",
         fontsize=style.SMALL_SIZE,
         color=style.GREY,
     )
-    axes.tick_params(left=False, labelleft=False)
+    cell.lower.tick_params(left=False, labelleft=False)

@@ -17,6 +17,7 @@ from Metrics.figures._frame import (
     header_height,
     label_axes,
     prediction_legend,
+    write_across,
 )
 from Metrics.figures._layout import Cell, grid, wide
 from Metrics.figures._options import Options
@@ -58,15 +59,27 @@ def draw_many_laws(cache: Cache, panels: Sequence[Panel], options: Options) -> F
     for panel, colour in zip(panels, colours, strict=True):
         _draw_curves(cell, panel, [colour], floor=1.5 * limits[0])
     style.value_ticks(cell.main, _shown([curve for panel in panels for curve in panel.curves]))
-    _residual_axis(cell, any(panel.predicted for panel in panels), precision, limits)
+    predicted = any(panel.predicted for panel in panels)
+    _residual_axis(cell, predicted, precision, limits)
     label_axes(cell, panels[0], _ylabel(cache, panels[0]), options)
     _add_key(cell.main, panels, colours, options)
-    notes = [f"{panel.title}: {panel.note}" for panel in panels if panel.note]
-    others = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
-    add_note(cell, "".join(notes[:1]) + others, options)
+    if predicted:
+        add_note(cell, _note(panels), options)
+    else:
+        write_across(cell, _note(panels), options)
     legend = prediction_legend(colours, panels, precision)
     add_header(figure, cache.title, legend, options)
     return figure
+
+
+def _note(panels: Sequence[Panel]) -> str:
+    """Why theory is silent in some of many layers: in one alone, or the cause in the first."""
+    closed = [panel for panel in panels if panel.note]
+    if len(closed) < 2:
+        return "".join(f"{panel.title}: {panel.note}" for panel in closed)
+    causes = [panel.note.rpartition("; ")[2] for panel in closed]  # the rest is about one layer
+    first = "" if len(set(causes)) == 1 else f"{closed[0].title}: "
+    return f"closed gates in {len(closed)} of {len(panels)} layers; {first}{causes[0]}"
 
 
 def _draw_curves(cell: Cell, panel: Panel, colours: Sequence[Any], floor: float) -> None:

@@ -165,11 +165,18 @@ def value_ticks(axes: Axes, values: Array) -> None:
 
 
 def log_ticks(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic vertical axis with few ticks; of whole decades, if it spans many."""
-    axes.set_yscale("log")
+    """A logarithmic vertical axis with few ticks; of whole decades, if it spans many.
+
+    It is linear where so little is spanned that it would have less than two round numbers.
+    """
     axes.set_ylim(low, high)
+    round_numbers = LogLocator(subs=(1, 2, 5))
+    if sum(low <= tick <= high for tick in round_numbers.tick_values(low, high)) < 2:
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        return
+    axes.set_yscale("log")
     if high < 1e2 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(round_numbers)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         axes.yaxis.set_major_locator(LogLocator(numticks=4))

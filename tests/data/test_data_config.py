@@ -50,6 +50,8 @@ def test_options_are_read_or_refused(name: str, option: str) -> None:
     arguments = f"--dataset {name} {flag(option)} {VALUES[option]}"
     if option in DATASETS[name].options:
         assert configure(arguments).data_options[option] == VALUES[option]
+    elif option == "workers":  # changes no number: commands that have it everywhere are welcome
+        assert configure(arguments).data_options == DATASETS[name].options
     else:
         with pytest.raises(UserError) as caught:
             configure(arguments)

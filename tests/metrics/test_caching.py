@@ -401,6 +401,33 @@ def test_the_table_shows_the_worst_of_the_open_laws(tmp_path: Path) -> None:
     assert len({len(line) for line in lines[1:3]}) == 1
 
 
+def test_layers_closed_for_the_same_cause_share_a_line(tmp_path: Path) -> None:
+    reasons = {
+        "a": "leak 3e-01 in 4 of 4 laws; adam breaks the symmetry",
+        "b": "not finite in 1 of 4 laws",
+        "c": "leak 2e-02 in 1 of 9 laws; adam breaks the symmetry",
+        "d": "",
+        "e": "leak 1e-03 in 9 of 9 laws; adam breaks the symmetry",
+    }
+    arrays = {
+        f"{name}/{layer}": np.ones((2, 1))
+        for name in ("empirical", "exact", "theoretical", "leak", "size")
+        for layer in reasons
+    } | {f"gate/{layer}": np.array([not why], np.uint8) for layer, why in reasons.items()}
+    attributes: dict[str, dict[str, Any]] = {
+        f"gate/{layer}": {"reason": why} for layer, why in reasons.items()
+    }
+    path = tmp_path / "run" / "cache" / "x.h5"
+    root = {"kind": "law", "metric": "scale"}
+    write_hdf5(path, arrays, root, array_attributes=attributes)
+    assert deviation_table([path]).splitlines()[3:] == [
+        f"closed: run scale a: {reasons['a']} (and 2 more layers alike)",
+        f"closed: run scale b: {reasons['b']}",
+    ]
+    lines = deviation_table([path], by_layer=True).splitlines()[7:]
+    assert lines == [f"closed: run scale {layer}: {why}" for layer, why in reasons.items() if why]
+
+
 def test_the_table_by_layer_has_a_line_for_each(tmp_path: Path) -> None:
     one = np.ones((2, 3))
     path = write_law(tmp_path / "run" / "cache" / "x.h5", one, one + 2e-6, one, [1, 1, 1])

@@ -333,7 +333,9 @@ class TestLayers:
         assert list(panels(draw(law))) == names
 
     def test_model_without_the_law_has_nothing_to_draw(self, tmp_path: Path) -> None:
-        with pytest.raises(NothingToDraw, match="scale: not drawn, its cache holds no layers"):
+        with pytest.raises(
+            NothingToDraw, match="scale: not drawn, the network has nothing of this kind"
+        ):
             draw(write_law(tmp_path / "scale.h5", {}))
 
 

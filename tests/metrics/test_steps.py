@@ -183,8 +183,7 @@ def test_metrics_without_their_buffers_do_not_stop_the_others(
     capsys.readouterr()
     cache_run(run, "--metrics gradient,performance,phase")
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "cache: not cached: gradient needs --save-buffers grad or grad_norm; "
-        "phase needs --save-buffers update"
+        "cache: not cached without train.py --save-buffers grad,update: gradient, phase"
     ]
     assert [path.name for path in (run.path / "cache").iterdir()] == ["performance.h5"]
 
@@ -192,7 +191,7 @@ def test_metrics_without_their_buffers_do_not_stop_the_others(
 def test_nothing_to_cache_is_a_mistake(own: Runs) -> None:
     run = own("--model conv-bn --width 4 --save-buffers grad_norm")
     message = mistake("cache", run, "--metrics weights_grads")
-    assert message == "not cached: weights_grads needs --save-buffers grad; train a run with it"
+    assert message == "not cached without train.py --save-buffers grad: weights_grads"
     assert not (run.path / "cache").exists()
     with pytest.raises(UserError, match="--metrics: none is named"):
         cache_run(run, "--metrics ,")

@@ -110,7 +110,10 @@ def test_the_stages_as_processes(tmp_path: Path) -> None:
     code, output, errors = run_stage("cache", run)
     done, *without = errors.splitlines()
     assert (code, done) == (0, f"cache: 7 new steps of 7 cached to {run.path}/cache")
-    assert without[0].startswith("cache: not cached: gradient needs --save-buffers grad")
+    assert without[0] == (
+        "cache: not cached without train.py --save-buffers grad,update: "
+        "gradient, phase, weights_grads, weights_grads_full"
+    )
     assert without[1:] == [
         f"cache: {name} is left out: neural-mechanics recorded no {what} of each law"
         for name, what in (("budget", "kinetic"), ("rotation", "turned"))

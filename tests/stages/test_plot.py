@@ -63,7 +63,7 @@ class TestFigures:
         assert drawn(run) == [
             "scale.pdf",
             "scale.png",
-            "translation: not drawn, its cache holds no layers",
+            "translation: not drawn, the network has nothing of this kind",
             "performance.pdf",
             "performance.png",
         ]

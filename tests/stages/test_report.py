@@ -25,7 +25,7 @@ from Metrics.figures.report._flags import differing, flags
 from Metrics.summary import deviation
 from Models.symmetry import KINDS, Laws
 from tests.metrics.test_figures import write_law
-from tests.runs import ROOT, Runs, cache_run, flags_of, mistake, run_stage, train_run
+from tests.runs import ROOT, Runs, cache_run, extract_run, flags_of, mistake, run_stage, train_run
 from Training.config import TrainConfig
 from Utils.cli import parse
 from Utils.errors import UserError
@@ -234,7 +234,7 @@ class TestExperiment:
 
     def test_runs_are_compared(self, experiment: Path) -> None:
         found = self.write(experiment, "--metrics", "performance,scale")
-        head, *rows = found.table("Flags that differ")
+        head, *rows = found.table("The last evaluation")
         assert {"run", "--lr", "--model", "--depth", "--width", "test loss"} <= set(head)
         assert not {"--expid", "--seed", "--epochs"} & set(head)
         cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
@@ -284,9 +284,39 @@ def test_defaults_are_those_that_the_command_line_fills_in() -> None:
     ]
 
 
+def test_phases_of_an_annealed_run_are_a_table(tmp_path: Path) -> None:
+    annealing = "--optimizer momentum --momentum 0.5 --lr 0.1 --schedule lr-halving"
+    run = train_run(tmp_path / "e" / "x", f"--model logistic {annealing} --anneal-steps 2")
+    extract_run(run)
+    cache_run(run, "--metrics performance")
+    (line,) = write_report(parse(PlotConfig, ["--report", *flags_of(run)]))
+    text = Path(line).read_text()
+    # lr/(1 - momentum) stays 0.2: momentum is 0.75 where lr is 0.05
+    assert Page(text).table("Phases") == [
+        ["step", "epoch", "batch size", "lr", "momentum"],
+        ["0", "0", "240", "0.1", "0.5"],
+        ["12", "2", "240", "0.05", "0.75"],
+    ]
+    assert "batch_size" not in text
+
+
+def test_one_phase_is_not_worth_a_table(page: Path) -> None:
+    text = page.read_text()
+    assert "<dt>phases" not in text
+    assert "Phases" not in text
+
+
 def test_differences_between_runs() -> None:
     runs = [{"lr": 0.1, "seed": 1, "expid": "a"}, {"lr": 0.2, "seed": 1, "wd": 0.0, "expid": "b"}]
     assert differing(runs) == {"--lr": ["0.1", "0.2"], "--wd": ["–", "0"]}
+
+
+def test_defaults_of_models_and_optimizers_are_no_differences() -> None:
+    given = ("--model fc --lr 0.1", "--model conv --optimizer adam --lr 0.1 --eps 1e-6")
+    runs = [parse(TrainConfig, arguments.split()).flat() for arguments in given]
+    assert runs[0]["depth"] != runs[1]["depth"]
+    assert runs[0]["beta1"] != runs[1]["beta1"]
+    assert differing(runs).keys() == {"--model", "--optimizer", "--eps"}
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome")

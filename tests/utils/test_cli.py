@@ -60,7 +60,10 @@ def test_flags_may_come_before_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--train-sped 2", r"unknown flag '--train-sped'; did you mean '--train-speed'\? avail"),
+        (
+            "--train-sped 2",
+            r"unknown flag '--train-sped'; did you mean '--train-speed'\? see --help",
+        ),
         ("--cars many", r"^--cars many: input should be a valid integer.* \(command line\)$"),
         ("--cars 2.5", r"^--cars 2\.5: input should be a valid integer"),
         ("--cars 0", r"^--cars 0: input should be greater than or equal to 1"),

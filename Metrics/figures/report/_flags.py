@@ -13,6 +13,8 @@ from Utils.errors import UserError
 
 GROUPS = ("task", "provenance")
 """What ``hyperparameters.json`` holds besides flags."""
+PHASES = "phases"
+"""The one fact of a task that is no number or text: a list, which has a table of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,43 @@ def flags(hyperparameters: Mapping[str, Any]) -> list[Flag]:
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The flags in which runs differ, each with the value in every run."""
+    """The flags in which runs differ, each with the value in every run.
+
+    A flag that differs only as the models' or optimizers' own defaults do is left out: it
+    follows from --model and --optimizer.
+    """
     names = sorted({name for run in runs for name in run} - WITHOUT_EFFECT - {*GROUPS})
-    values = {_typed(name): [text(run.get(name)) for run in runs] for name in names}
-    return {name: of_runs for name, of_runs in values.items() if len(set(of_runs)) > 1}
+    defaults = [_defaults(run) for run in runs]
+    found = {}
+    for name in names:
+        values = [text(run.get(name)) for run in runs]
+        usual = [text(default.get(name)) for default in defaults]
+        if len(set(values)) > 1 and values != usual:
+            found[_typed(name)] = values
+    return found
 
 
 def facts(group: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A group of ``hyperparameters.json`` as pairs of text, groups in it flattened."""
     pairs: list[tuple[str, str]] = []
     for name, value in group.items():
+        if name == PHASES:
+            continue
         if isinstance(value, Mapping):
             pairs += [(f"{name}: {key}", part) for key, part in facts(value)]
         else:
             pairs.append((name.replace("_", " "), text(value)))
     return pairs
+
+
+def phase_table(task: Mapping[str, Any]) -> list[list[str]]:
+    """The phases of an annealed run in text, the first row their heads; empty for one phase."""
+    phases: list[Mapping[str, Any]] = task.get(PHASES, [])
+    if len(phases) < 2:
+        return []
+    heads = ["step", "epoch", *(name for name in phases[0] if name not in {"step", "epoch"})]
+    head = [name.replace("_", " ") for name in heads]
+    return [head, *([text(phase.get(name)) for name in heads] for phase in phases)]
 
 
 def text(value: Any) -> str:

@@ -33,11 +33,14 @@ def render(title: str, runs: Sequence[RunReport], command: str, mark: str) -> st
 
 
 def comparison(runs: Sequence[RunReport]) -> Rows:
-    """The runs side by side, in text; the first row heads the columns."""
+    """The runs side by side, in text; the first row heads the columns.
+
+    What came out is first: flags may be so many that one has to scroll for them.
+    """
     flags = differing([run.hyperparameters for run in runs])
-    head = ["run", *flags, "test loss", "accuracy", "laws", "exact law", "paper"]
+    head = ["run", "test loss", "accuracy", "laws", "exact law", "paper", *flags]
     rows = [
-        [run.name, *values, *_outcome(run)]
+        [run.name, *_outcome(run), *values]
         for run, *values in zip(runs, *flags.values(), strict=True)
     ]
     return [head, *rows]

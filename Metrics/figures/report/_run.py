@@ -11,7 +11,7 @@ import numpy as np
 from Metrics.figures._cache import PERFORMANCE, Header, read_cache
 from Metrics.figures._options import Options
 from Metrics.figures.report._figures import Picture, picture
-from Metrics.figures.report._flags import Flag, facts, flags
+from Metrics.figures.report._flags import Flag, facts, flags, phase_table
 from Metrics.summary import Deviation, deviation, deviation_table
 from Models.symmetry import Laws
 from Utils.rundir import RunFolder
@@ -58,6 +58,7 @@ class RunReport:
         hyperparameters: the content of its ``hyperparameters.json``.
         flags: its hyper-parameters, those that differ from their defaults first.
         task: what follows from the data, as pairs of text.
+        phases: of an annealed run, in text; the first row heads the columns.
         provenance: command, versions, device, commit, as pairs of text.
         laws: its conservation laws; ``None`` where no file tells.
         gates: the verdicts on every layer.
@@ -71,6 +72,7 @@ class RunReport:
     hyperparameters: dict[str, Any]
     flags: list[Flag]
     task: list[tuple[str, str]]
+    phases: list[list[str]]
     provenance: list[tuple[str, str]]
     laws: Laws | None
     gates: list[Gate]
@@ -102,13 +104,15 @@ def read_run(caches: RunCaches, options: Options, most: int) -> RunReport:
     """
     run, paths = caches.run, [header.path for header in caches.headers]
     hyperparameters = run.read_hyperparameters()
+    task = hyperparameters.get("task", {})
     found = [d for d in map(deviation, paths) if d is not None]
     others = [path for path in paths if deviation(path) is None]
     return RunReport(
         name=run.path.name,
         hyperparameters=hyperparameters,
         flags=flags(hyperparameters),
-        task=facts(hyperparameters.get("task", {})),
+        task=facts(task),
+        phases=phase_table(task),
         provenance=facts(hyperparameters.get("provenance", {})),
         laws=Laws.load(run.symmetries) if run.symmetries.exists() else None,
         gates=[gate for path in paths for gate in _gates(path)],
