@@ -51,7 +51,7 @@ class Processes(Backend):
     def _joined(self, model: nn.Module, example: Tensor) -> nn.Module:
         unused = has_unused_parameters(model, example.to(self.device))
         if self.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         else:
             normalize_together(model, moments_of_processes)
         return DistributedDataParallel(

@@ -22,7 +22,8 @@ def main() -> None:
     original = Trainer._loss
 
     def watched(trainer: Trainer, inputs: object, targets: object) -> object:
-        counts = [(metrics.metric_data(name) or (0,))[0] for name in _WATCHED]
+        data = (metrics.metric_data(name) for name in _WATCHED)  # type: ignore[no-untyped-call]
+        counts = [int((values or (0,))[0]) for values in data]
         seen.append([trainer.state.step, *counts])
         return original(trainer, inputs, targets)  # type: ignore[arg-type]
 
