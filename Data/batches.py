@@ -30,6 +30,7 @@ class Batches(TrainingBatches):
         dtype: of the inputs, and of the targets of a regression.
         augment: whether to apply the dataset's augmentation, if it has one.
         drop_last: leave out the last batch of an epoch where it would be smaller.
+        share: (k, n), to get only the k-th of n parts of every batch.
 
     Raises:
         UserError: with ``drop_last``, if the split is smaller than one batch.
@@ -44,19 +45,22 @@ class Batches(TrainingBatches):
         dtype: torch.dtype = torch.float32,
         augment: bool = True,
         drop_last: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
-        super().__init__(split, batch_size, seed, device, drop_last)
+        super().__init__(split, batch_size, seed, device, drop_last, share)
         split = split.to(device)
         self._targets = as_outputs(split.targets, dtype)
         self._normalize = Normalize(split.entry, device, dtype)
-        self._inputs: Callable[[Tensor], Tensor] = split.inputs.__getitem__
+        self._inputs: Callable[[Tensor, slice], Tensor] = lambda index, part: split.inputs[
+            index[part]
+        ]
         if augment and split.entry.augmentation:
             self._inputs = CropAndFlip(
                 split.inputs, split.entry.augmentation, self._augment_generator
             )
 
-    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self._normalize(self._inputs(index)), self._targets[index]
+    def _batch(self, index: Tensor, share: slice) -> tuple[Tensor, Tensor]:
+        return self._normalize(self._inputs(index, share)), self._targets[index[share]]
 
 
 def training_batches(
@@ -67,12 +71,13 @@ def training_batches(
     dtype: torch.dtype = torch.float32,
     augment: bool = True,
     drop_last: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> TrainingBatches:
     """The training batches of any split; the arguments are those of :class:`Batches`."""
     if isinstance(split, StreamedSplit):
-        return StreamedBatches(split, batch_size, seed, device, dtype, augment, drop_last)
+        return StreamedBatches(split, batch_size, seed, device, dtype, augment, drop_last, share)
     assert isinstance(split, Split)
-    return Batches(split, batch_size, seed, device, dtype, augment, drop_last)
+    return Batches(split, batch_size, seed, device, dtype, augment, drop_last, share)
 
 
 def evaluation_batches(
@@ -80,6 +85,7 @@ def evaluation_batches(
     batch_size: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All examples of a split once, in order, normalised and without augmentation.
 
@@ -89,12 +95,13 @@ def evaluation_batches(
         batch_size: examples per batch; the last may have fewer.
         device: where the batches are wanted.
         dtype: of the inputs, and of the targets of a regression.
+        share: (k, n), for every n-th batch from the k-th on.
 
     Yields:
         Inputs [B, *input_shape] and targets: [B] int64, or [B, outputs] of a regression.
     """
     normalize = Normalize(split.entry, device, dtype)
-    for inputs, targets in split.in_order(batch_size):
+    for inputs, targets in split.in_order(batch_size, share):
         yield normalize(inputs.to(device)), as_outputs(targets.to(device), dtype)
 
 

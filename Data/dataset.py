@@ -37,8 +37,13 @@ class Examples(ABC):
         """The examples with the given numbers ([B] int64, on the CPU), without augmentation."""
 
     @abstractmethod
-    def in_order(self, batch_size: int) -> Iterator[RawBatch]:
-        """All examples once, in order, without augmentation; the last batch may be smaller."""
+    def in_order(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[RawBatch]:
+        """All examples once, in order, without augmentation; the last batch may be smaller.
+
+        Args:
+            batch_size: examples per batch.
+            share: (k, n), for every n-th batch from the k-th on.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +81,8 @@ class Split(Examples):
         index = index.to(self.inputs.device)
         return self.inputs[index], self.targets[index]
 
-    def in_order(self, batch_size: int) -> Iterator[RawBatch]:
-        for start in range(0, len(self), batch_size):
+    def in_order(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[RawBatch]:
+        for start in range(share[0] * batch_size, len(self), share[1] * batch_size):
             part = slice(start, start + batch_size)
             yield self.inputs[part], self.targets[part]
 

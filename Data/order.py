@@ -29,6 +29,12 @@ def batches_per_epoch(examples: int, batch_size: int, drop_last: bool) -> int:
     return whole + (rest > 0 and not drop_last)
 
 
+def share_of(examples: int, share: tuple[int, int]) -> slice:
+    """The k-th of n parts of a batch, as even as can be, for a share (k, n)."""
+    k, n = share
+    return slice(k * examples // n, (k + 1) * examples // n)
+
+
 class TrainingBatches(ABC):
     """Shuffled training batches, epoch after epoch; subclasses make them from numbers.
 
@@ -39,11 +45,15 @@ class TrainingBatches(ABC):
             from its stream "augment".
         device: where the numbers of a batch's examples are wanted.
         drop_last: leave out the last batch of an epoch where it would be smaller.
+        share: (k, n), to get only the k-th of n parts of every batch, with the numbers that it
+            has in the whole one.
 
     Attributes:
         epoch: epochs completed.
         position: batches taken from the current epoch, below ``steps_per_epoch``.
         steps_per_epoch: batches in an epoch.
+        weight: how many examples the last batch's share had, relative to an n-th of it: the
+            mean over n processes of weight times a mean over their shares is that over the batch.
 
     Raises:
         UserError: with ``drop_last``, if the split is smaller than one batch.
@@ -56,13 +66,15 @@ class TrainingBatches(ABC):
         seed: int,
         device: torch.device | str,
         drop_last: bool,
+        share: tuple[int, int] = (0, 1),
     ):
         if batches_per_epoch(len(split), batch_size, drop_last) == 0:
             raise UserError(
                 f"--train-batch-size {batch_size}: larger than the {len(split)} examples of "
                 f"{split.entry.name}, whose only batch --drop-last drops; choose a smaller one"
             )
-        self._examples, self._drop_last = len(split), drop_last
+        self._examples, self._drop_last, self._share = len(split), drop_last, share
+        self.weight = 1.0
         self.resize(batch_size)
         self._device = torch.device(device)
         self._order_generator = generator(seed, "data")
@@ -71,13 +83,16 @@ class TrainingBatches(ABC):
         self._start_epoch()
 
     @abstractmethod
-    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch of the examples with the given numbers ([B] int64)."""
+    def _batch(self, index: Tensor, share: slice) -> tuple[Tensor, Tensor]:
+        """A share of the batch of the examples with the given numbers ([B] int64)."""
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The next batch: inputs [B, *input_shape] and targets [B, ...], on the device."""
         start = self.position * self._batch_size
-        batch = self._batch(self._order[start : start + self._batch_size])
+        index = self._order[start : start + self._batch_size]
+        share = share_of(len(index), self._share)
+        self.weight = (share.stop - share.start) * self._share[1] / len(index)
+        batch = self._batch(index, share)
         self.position += 1
         if self.position == self.steps_per_epoch:
             self.epoch += 1

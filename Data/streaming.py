@@ -27,7 +27,7 @@ from torchvision.datasets.folder import pil_loader
 
 from Data.dataset import Examples, RawBatch, check_targets
 from Data.entry import DatasetEntry
-from Data.order import TrainingBatches
+from Data.order import TrainingBatches, share_of
 from Data.transforms import Normalize
 from Utils.errors import UserError
 
@@ -170,8 +170,8 @@ class StreamedSplit(Examples):
         (inputs,) = read(self.pictures, [(index.tolist(), None)])
         return inputs, self.targets[index]
 
-    def in_order(self, batch_size: int) -> Iterator[RawBatch]:
-        requests = in_order(len(self), batch_size)
+    def in_order(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[RawBatch]:
+        requests = in_order(len(self), batch_size)[share[0] :: share[1]]
         for request, inputs in zip(
             requests, read(self.pictures, requests, self.workers), strict=True
         ):
@@ -196,22 +196,24 @@ class StreamedBatches(TrainingBatches):
         dtype: torch.dtype = torch.float32,
         augment: bool = True,
         drop_last: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
-        super().__init__(split, batch_size, seed, "cpu", drop_last)
+        super().__init__(split, batch_size, seed, "cpu", drop_last, share)
         self._split, self._augment, self._device_of_batches = split, augment, device
         self._normalize = Normalize(split.entry, device, dtype)
 
-    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(self, index: Tensor, share: slice) -> tuple[Tensor, Tensor]:
         if self._ahead is None:
             rest = range(self.position, self.steps_per_epoch)
             requests = [self._request(position) for position in rest]
             self._ahead = read(self._split.pictures, requests, self._split.workers)
         inputs, device = next(self._ahead), self._device_of_batches
-        return self._normalize(inputs.to(device)), self._split.targets[index].to(device)
+        return self._normalize(inputs.to(device)), self._split.targets[index[share]].to(device)
 
     def _request(self, position: int) -> Request:
         start = position * self._batch_size
-        numbers = self._order[start : start + self._batch_size].tolist()
+        index = self._order[start : start + self._batch_size]
+        numbers = index[share_of(len(index), self._share)].tolist()
         # The generator is never drawn from: its state carries its seed into a checkpoint.
         seed = self._augment_generator.initial_seed()
         return numbers, (seed, self.epoch) if self._augment else None

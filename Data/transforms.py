@@ -51,10 +51,18 @@ class CropAndFlip:
         self._augmentation = augmentation
         self._generator = generator
 
-    def __call__(self, index: Tensor) -> Tensor:
-        """The images with the given numbers ([B] int64), changed at random: [B, C, H, W]."""
-        draws = draw(self._augmentation, len(index), self._generator).to(index.device)
-        return crop_and_flip(self._windows, index, draws)
+    def __call__(self, index: Tensor, part: slice) -> Tensor:
+        """Some of a batch's images, changed at random.
+
+        Args:
+            index: [B] int64, the batch's images, for all of which numbers are drawn.
+            part: the wanted ones.
+
+        Returns:
+            [part, C, H, W].
+        """
+        draws = draw(self._augmentation, len(index), self._generator)[:, part].to(index.device)
+        return crop_and_flip(self._windows, index[part], draws)
 
 
 def draw(augmentation: Augmentation, batch_size: int, generator: torch.Generator) -> Tensor:

@@ -78,7 +78,8 @@ class ModelAt:
     @cached_property
     def schedule(self) -> Schedule:
         """The run's learning rate and momentum at every step."""
-        return Schedule(self.training, self._hyperparameters["task"]["train_size"])
+        task = self._hyperparameters["task"]
+        return Schedule(self.training, task["train_size"], task.get("replicas", 1))
 
     @cached_property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from Data import DataConfig
 from Models import ModelConfig
+from Training.backends.config import BackendConfig
 from Training.registry import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
 from Utils.devices import DeviceName
@@ -16,16 +17,18 @@ _OPTIONS = tuple(dict.fromkeys(o for entry in OPTIMIZERS for o in entry.options)
 _TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
 
 
-class TrainConfig(ModelConfig, DataConfig, RunConfig):
+class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
     """Train a model and save what the later stages need; run it again to continue."""
 
     augment: bool = Field(
         True, description="Random changes of training images, where the data set has them."
     )
-    train_batch_size: int = Field(128, ge=1, description="Examples per step.")
+    train_batch_size: int = Field(
+        128, ge=1, description="Examples per step, on each device that trains."
+    )
     test_batch_size: int = Field(256, ge=1, description="Examples per evaluation batch.")
     drop_last: bool = Field(
-        False, description="Leave out the last batch of an epoch if it is smaller."
+        False, description="Leave out an epoch's last batch if it is smaller; so does --tpu."
     )
 
     loss: str = Field("ce", description="ce or mse, explained above.")
@@ -67,7 +70,6 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
         10, ge=1, description="Steps between observations of the conserved quantities."
     )
     probe_size: int = Field(64, ge=1, description="Examples in the run's fixed probe batch.")
-    device: DeviceName = Field("auto", description="auto takes a GPU where there is one.")
     balance: bool = Field(
         True, description="Also look for matrix laws, whose number grows as the square of a width."
     )
@@ -88,6 +90,18 @@ class TrainConfig(ModelConfig, DataConfig, RunConfig):
         if not all(part == "log" or part.isdecimal() for part in parts):
             raise ValueError("must be log or steps separated by commas, as in 1,10,100")
         return parts
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _keep_shapes_on_a_tpu(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Every other size of a batch would be compiled anew."""
+        return values if values.get("tpu") is None else {**values, "drop_last": True}
+
+    @pydantic.model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        if self.precision == "bf16" and self.dtype == "float64":
+            raise ValueError("--precision bf16 with --dtype float64: choose one of them")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _check_loss(self) -> Self:

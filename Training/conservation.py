@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from Models.symmetry import Laws
 from Training.discrete_laws import Coefficients, Floats
 from Training.updates import LawState, updates_of
+from Utils.devices import for_float64, to_host
 
 LEAK_TOLERANCE = 1e-3
 """A law's gate closes when the measured leak ⟨θ, g⟩_S has added more than this to its charge,
@@ -79,7 +80,7 @@ class ConservationObserver:
         )
 
     def _weight(self, name: str) -> Tensor:
-        return self._parameters[name].detach()
+        return for_float64(self._parameters[name].detach())
 
     # ------------------------------------------------------------------ every record
 
@@ -138,7 +139,7 @@ class ConservationObserver:
         """Take the laws through the steps since the last record."""
         if not self._pending:
             return
-        rows = torch.stack([row for _, row in self._pending]).cpu().numpy()
+        rows = to_host([row for _, row in self._pending]).numpy()
         for (coefficients, _), row in zip(self._pending, rows, strict=True):
             self._updates.advance(self._state, coefficients, row.astype(np.float64))
             self.time += coefficients[0].effective_lr

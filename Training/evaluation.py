@@ -8,20 +8,27 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from Training.backends.backend import Backend, Forward
+from Utils.devices import to_host
+
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
+    forward: Forward,
     batches: Iterable[tuple[Tensor, Tensor]],
     loss_function: Callable[[Tensor, Tensor], Tensor],
+    backend: Backend,
 ) -> dict[str, float]:
     """Loss and accuracies over all batches; the model is left in training mode.
 
     Args:
-        model: maps inputs to logits [N, C].
-        batches: pairs of inputs and targets, on the model's device: [N] int64, or [N, C]
-            floating in a regression.
+        model: the network.
+        forward: the same as what maps inputs to logits [N, C].
+        batches: this process's pairs of inputs and targets, on the backend's data device:
+            [N] int64, or [N, C] floating in a regression.
         loss_function: mean loss of a batch.
+        backend: where the model is.
 
     Returns:
         ``test_loss``, the mean over examples; unless in a regression, ``accuracy1`` and
@@ -29,23 +36,27 @@ def evaluate(
         min(5, C).
     """
     model.eval()
-    sums: Tensor | float = 0.0
-    examples = 0
+    examples, regression, rows = 0, False, list[Tensor]()
     for inputs, targets in batches:
-        logits = model(inputs)
-        loss = loss_function(logits, targets).double() * len(targets)
-        sums = sums + torch.stack([loss, *_hits(logits, targets)])
         examples += len(targets)
+        regression = targets.is_floating_point()
+        inputs, targets = backend.place(inputs, targets)
+        logits = forward(inputs)
+        loss = loss_function(logits, targets).double() * len(targets)
+        rows.append(torch.stack([loss, *([] if regression else _hits(logits, targets))]))
+        backend.end_step()
     model.train()
-    test_loss, *accuracies = (torch.as_tensor(sums) / examples).tolist()
-    names = ("accuracy1", "accuracy5")[: len(accuracies)]
-    return {"test_loss": test_loss, **{n: 100 * a for n, a in zip(names, accuracies, strict=True)}}
+    sums = torch.zeros(4, dtype=torch.float64)  # this process may have had no batch
+    sums[0] = examples
+    if rows:
+        sums[1 : 2 if regression else 4] = to_host(rows).sum(0)
+    examples, loss, *hits = backend.total(sums).tolist()
+    accuracies = {f"accuracy{k}": 100 * n / examples for k, n in zip((1, 5), hits, strict=True)}
+    return {"test_loss": loss / examples, **({} if regression else accuracies)}
 
 
-def _hits(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """How many examples are right at first, and among the first five; nothing in a regression."""
-    if targets.is_floating_point():
-        return ()
+def _hits(logits: Tensor, targets: Tensor) -> list[Tensor]:
+    """How many examples are right at first, and among the first five."""
     ranked = logits.topk(min(5, logits.shape[1])).indices  # [N, min(5, C)]
     hits = ranked == targets[:, None]
-    return hits[:, 0].sum(), hits.sum()
+    return [hits[:, 0].sum(), hits.sum()]

@@ -24,6 +24,7 @@ WITHOUT_EFFECT = frozenset(
         "model_dir",
         "workers",
         "device",
+        "tpu",
         "list_laws",
     }
 )

@@ -4,21 +4,21 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from Data.batches import evaluation_batches
 from Data.dataset import Examples
-from Training.checkpoints import save_checkpoint
 from Training.config import TrainConfig
 from Training.evaluation import evaluate
 from Training.interruption import Interruption
-from Training.journal import Journal
 from Training.losses import not_finite
+from Training.recorder import Recorder
 from Training.registry import LOSSES
 from Training.state import TrainingState
 from Utils.logging import progress
-from Utils.rundir import RunFolder
 
 _SECONDS_BETWEEN_LOG_LINES = 10.0
 
@@ -28,26 +28,22 @@ class Trainer:
 
     Args:
         config: the run's configuration.
-        run: where checkpoints go.
         state: what the steps change.
-        total: steps of the whole run.
-        test: the held-out examples, on the state's device.
-        journal: where numbers are reported.
+        test: the held-out examples.
+        recorder: where numbers and checkpoints go.
         log: where the user is told how it goes.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        run: RunFolder,
         state: TrainingState,
-        total: int,
         test: Examples,
-        journal: Journal,
+        recorder: Recorder,
         log: logging.Logger,
     ):
-        self.config, self.run, self.state, self.total = config, run, state, total
-        self.test, self.journal, self.log = test, journal, log
+        self.config, self.state, self.total = config, state, state.schedule.total
+        self.test, self.recorder, self.log = test.to(state.backend.data_device), recorder, log
         self.loss_function = LOSSES[config.loss].load()
         self._last_log_line = -math.inf
 
@@ -69,33 +65,49 @@ class Trainer:
             UserError: a loss is not finite, or a file cannot be written.
         """
         config, state = self.config, self.state
-        model, optimizer = state.model, state.optimizer
-        batches, losses = state.batches, state.losses
-        parameters = list(model.parameters())
+        backend, optimizer, batches = state.backend, state.optimizer, state.batches
+        parameters = list(state.model.parameters())
         save_steps = config.save_steps(self.total)
-        model.train()
+        state.model.train()
         with Interruption() as interruption:
-            for step in progress(range(state.step + 1, self.total + 1), "training"):
-                inputs, targets = batches.next()
-                loss = self.loss_function(model(inputs), targets)
+            for step in self._steps():
+                inputs, targets = backend.place(*batches.next())
+                loss = self._loss(inputs, targets)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 if config.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
                 optimizer.step()  # the observer's hooks run in here
                 state.advance()
-                losses.add(loss.detach())  # no .item(): it would wait for the device
+                state.losses.add(loss.detach())  # no .item(): it would wait for the device
+                backend.end_step()
 
-                stopped_by = interruption.received
                 epoch_ends = batches.position == 0
-                observes = step % config.observe_freq == 0
-                saves = epoch_ends or step in save_steps or stopped_by is not None
+                observes = epoch_ends or step % config.observe_freq == 0
+                saves = epoch_ends or step in save_steps
+                stopped_by = 0
+                if observes or saves or backend.processes == 1:  # where all processes can agree
+                    stopped_by = backend.largest(interruption.received or 0)
+                saves = saves or stopped_by > 0
                 if observes or saves:
-                    self._pause(epoch_ends, observes or epoch_ends, saves)
-                if stopped_by is not None and step < self.total:
+                    self._pause(epoch_ends, observes, saves)
+                if stopped_by and step < self.total:
                     return self._stop(stopped_by)
-        self.log.info("finished; checkpoints are in %s", self.run.checkpoint(0).parent)
+        self.recorder.finish()
+        self.log.info("finished after step %d", self.total)
         return 0
+
+    def _steps(self) -> Iterable[int]:
+        steps = range(self.state.step + 1, self.total + 1)
+        return progress(steps, "training") if self.state.backend.is_first else steps
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of this process's share: its mean over processes is the batch's loss."""
+        logits, weight = self.state.forward(inputs), self.state.batches.weight
+        if weight == 0:  # of no examples; the other processes wait for these gradients
+            return logits.sum() * 0
+        loss: Tensor = self.loss_function(logits, targets)
+        return loss if weight == 1 else loss * weight
 
     def _pause(self, epoch_ends: bool, reports: bool, saves: bool) -> None:
         """Wait for the device, then check, observe, report and save."""
@@ -113,17 +125,19 @@ class Trainer:
             self._save(metrics)
 
     def _evaluate(self) -> dict[str, float]:
-        state = self.state
+        state, backend = self.state, self.state.backend
         dtype = getattr(torch, self.config.dtype)
-        batches = evaluation_batches(self.test, self.config.test_batch_size, state.device, dtype)
-        metrics = evaluate(state.model, batches, self.loss_function)
+        batches = evaluation_batches(
+            self.test, self.config.test_batch_size, backend.data_device, dtype, backend.share
+        )
+        metrics = evaluate(state.model, state.forward, batches, self.loss_function, backend)
         if not math.isfinite(metrics["test_loss"]):
             raise not_finite(f"test loss after step {state.step}", metrics["test_loss"])
         return metrics
 
     def _report(self, metrics: dict[str, float], milestone: bool) -> None:
         values = {"epoch": self.state.epoch, "lr": self.state.lr, **metrics}
-        self.journal.write(self.state.step, values, milestone)
+        self.recorder.report(self.state.step, values, milestone)
 
     def _log(self, metrics: dict[str, float]) -> None:
         state, now = self.state, time.monotonic()
@@ -133,12 +147,11 @@ class Trainer:
             self.log.info("step %d/%d  epoch %d  %s", state.step, self.total, state.epoch, numbers)
 
     def _save(self, metrics: dict[str, float]) -> None:
-        self.journal.sync()
-        content = {**self.state.state_dict(), **metrics}
-        save_checkpoint(self.run.checkpoint(self.state.step), content)
+        self.recorder.save(self.state.step, {**self.state.state_dict(), **metrics})
         self.state.observer.checkpointed()
 
     def _stop(self, number: int) -> int:
+        self.recorder.finish()
         self.log.info(
             "stopped by %s after step %d, which is saved; the same command, without --overwrite, "
             "continues",

@@ -4,11 +4,12 @@ Shape letters: N examples, C classes.
 """
 
 import math
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from Utils.devices import to_host
 from Utils.errors import UserError
 
 
@@ -40,11 +41,15 @@ def not_finite(which: str, value: float) -> UserError:
 class LossRecord:
     """Minibatch losses: kept on the device, moved to the host when somebody asks.
 
+    Args:
+        mean: over the processes that each add the loss of their share, of a CPU tensor.
+
     Means are running float64 sums on the host, added in the order of the steps, so that they
     do not depend on when the losses were collected.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Callable[[Tensor], Tensor] = lambda losses: losses) -> None:
+        self._mean = mean
         self._pending: list[Tensor] = []
         self._sums = {"epoch": 0.0, "line": 0.0}
         self._counts = {"epoch": 0, "line": 0}
@@ -64,7 +69,7 @@ class LossRecord:
         """
         if not self._pending:
             return
-        values = torch.stack(self._pending).tolist()
+        values = self._mean(to_host(self._pending)).tolist()
         self._pending.clear()
         for update, value in enumerate(values, start=step - len(values) + 1):
             if not math.isfinite(value):

@@ -40,6 +40,7 @@ class Schedule:
     Args:
         config: the run's configuration.
         examples: how many it trains on.
+        replicas: devices with ``--train-batch-size`` examples each.
 
     Attributes:
         phases: in their order.
@@ -49,12 +50,13 @@ class Schedule:
         UserError: a later phase's batch is larger than the data.
     """
 
-    def __init__(self, config: TrainConfig, examples: int):
+    def __init__(self, config: TrainConfig, examples: int, replicas: int = 1):
         self._config = config
+        first = _first(config, replicas)
         rule = SCHEDULES[config.schedule].load()
-        self.phases: list[Phase] = [rule(config, k) for k in range(config.anneal_steps)]
+        self.phases: list[Phase] = [rule(config, first, k) for k in range(config.anneal_steps)]
         largest = max(phase.batch_size for phase in self.phases)
-        if largest > max(examples, config.train_batch_size):
+        if largest > max(examples, first.batch_size):
             raise UserError(
                 f"--anneal-steps {config.anneal_steps}: batches grow to {largest} of "
                 f"{examples} examples; choose fewer, or a smaller --train-batch-size"
@@ -102,32 +104,30 @@ class Schedule:
         ]
 
 
-def _first(config: TrainConfig) -> Phase:
+def _first(config: TrainConfig, replicas: int) -> Phase:
     assert config.lr is not None
-    return Phase(config.train_batch_size, config.lr, config.momentum or 0.0)
+    return Phase(config.train_batch_size * replicas, config.lr, config.momentum or 0.0)
 
 
-def constant(config: TrainConfig, k: int) -> Phase:
+def constant(config: TrainConfig, start: Phase, k: int) -> Phase:
     """The same in every phase."""
-    return _first(config)
+    return start
 
 
-def double_batches(config: TrainConfig, k: int) -> Phase:
+def double_batches(config: TrainConfig, start: Phase, k: int) -> Phase:
     """S doubles; η/(S(1−β)) and 1/(S(1−β²)), temperature and friction, stay."""
-    start = _first(config)
     momentum = math.sqrt(1 - (1 - start.momentum**2) / 2**k)
     lr = start.lr * 2**k * (1 - momentum) / (1 - start.momentum)
     return Phase(start.batch_size * 2**k, lr, momentum)
 
 
-def linear(config: TrainConfig, k: int) -> Phase:
+def linear(config: TrainConfig, start: Phase, k: int) -> Phase:
     """η and β go in equal steps to 10⁻⁸ and 0.9999, reached in the last phase."""
-    start, t = _first(config), k / (config.anneal_steps - 1)
+    t = k / (config.anneal_steps - 1)
     lr = (1 - t) * start.lr + t * _LAST_LR
     return Phase(start.batch_size, lr, (1 - t) * start.momentum + t * _LAST_MOMENTUM)
 
 
-def halve_lr(config: TrainConfig, k: int) -> Phase:
+def halve_lr(config: TrainConfig, start: Phase, k: int) -> Phase:
     """η halves; η/(1−β), the effective learning rate, stays."""
-    start = _first(config)
     return Phase(start.batch_size, start.lr / 2**k, 1 - (1 - start.momentum) / 2**k)

@@ -1,6 +1,6 @@
 """Everything that changes during training, which is everything that a checkpoint holds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -12,6 +12,7 @@ from Data.batches import training_batches
 from Data.dataset import Dataset
 from Data.order import TrainingBatches
 from Models.symmetry import Laws
+from Training.backends.backend import Backend, Forward
 from Training.buffers import StepBuffers
 from Training.checkpoints import Checkpoint, load_weights
 from Training.config import TrainConfig
@@ -27,20 +28,22 @@ class TrainingState:
     """The state of a run, between two steps.
 
     Attributes:
+        forward: the model as what maps a batch to logits.
         step: updates done.
         losses: of the minibatches since the last means were taken.
     """
 
     model: nn.Module
+    forward: Forward
     optimizer: Optimizer
     schedule: Schedule
     scheduler: LambdaLR
     observer: ConservationObserver
     buffers: StepBuffers
     batches: TrainingBatches
-    device: torch.device
+    backend: Backend
+    losses: LossRecord
     step: int = 0
-    losses: LossRecord = field(default_factory=LossRecord)
 
     @classmethod
     def initial(
@@ -49,7 +52,7 @@ class TrainingState:
         model: nn.Module,
         dataset: Dataset,
         laws: Laws,
-        device: torch.device,
+        backend: Backend,
     ) -> Self:
         """The state before the first step.
 
@@ -58,26 +61,41 @@ class TrainingState:
             model: initialised.
             dataset: what to train on.
             laws: the model's, for the observer.
-            device: where to train; the model is moved there.
+            backend: where to train; the model is moved there.
         """
-        model.to(device)
         dtype = getattr(torch, config.dtype)
+        example = torch.zeros(2, *dataset.entry.input_shape, dtype=dtype)
+        forward = backend.forward(model, example)
+        schedule = Schedule(config, len(dataset.train), backend.replicas)
         batches = training_batches(
             dataset.train,
-            config.train_batch_size,
+            schedule.phases[0].batch_size,
             config.seed,
-            device,
+            backend.data_device,
             dtype,
             config.augment,
             config.drop_last,
+            backend.share,
         )
         optimizer = build_optimizer(config, model)
-        schedule = Schedule(config, len(dataset.train))
         scheduler = LambdaLR(optimizer, lambda step: schedule.lr(step) / schedule.phases[0].lr)
         observer = ConservationObserver(model, optimizer, laws)
         buffers = StepBuffers(model, optimizer, config.save_buffers)
-        torch.manual_seed(stream_seed(config.seed, "dropout"))
-        return cls(model, optimizer, schedule, scheduler, observer, buffers, batches, device)
+        torch.manual_seed(stream_seed(config.seed, "dropout") + backend.rank)
+        backend.end_step()  # the beginnings are no part of the first batch's computation
+        losses = LossRecord(lambda values: backend.total(values) / backend.share[1])
+        return cls(
+            model,
+            forward,
+            optimizer,
+            schedule,
+            scheduler,
+            observer,
+            buffers,
+            batches,
+            backend,
+            losses,
+        )
 
     @property
     def epoch(self) -> int:
@@ -100,10 +118,7 @@ class TrainingState:
             self.batches.resize(self.schedule.phase(self.epoch).batch_size)
 
     def state_dict(self) -> Checkpoint:
-        """The content of a checkpoint, without the metrics."""
-        rng_state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng_state["cuda"] = torch.cuda.get_rng_state(self.device)
+        """The content of a checkpoint, without the metrics; called in all processes together."""
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -113,7 +128,7 @@ class TrainingState:
             "observer_state_dict": self.observer.state_dict(),
             "buffer_state_dict": self.buffers.state_dict(),
             "loss_state": self.losses.state_dict(),
-            "rng_state": rng_state,
+            "rng_state": self.backend.gather(self.backend.rng_state()),
             "data_state": self.batches.state_dict(),
         }
 
@@ -132,7 +147,6 @@ class TrainingState:
         self.batches.resize(self.schedule.phase(checkpoint["epoch"]).batch_size)
         self.batches.load_state_dict(checkpoint["data_state"])
         self.step = checkpoint["step"]
-        rng_state: dict[str, Any] = checkpoint["rng_state"]
-        torch.set_rng_state(rng_state["cpu"])
-        if self.device.type == "cuda" and "cuda" in rng_state:
-            torch.cuda.set_rng_state(rng_state["cuda"], self.device)
+        states: list[dict[str, Any]] = checkpoint["rng_state"]
+        if self.backend.rank < len(states):
+            self.backend.set_rng_state(states[self.backend.rank])

@@ -291,13 +291,14 @@ class _Products:
                 if gram:
                     parts += [reduction.form(x, y) for reduction in reductions]
                     continue
-                keeps = reductions[0].kind == "element"  # its reduction is the product itself
+                # of an element, the reduction is the product itself
+                keeps = reductions[0].kind == "element" or x.device.type != "cpu"
                 product = x * y if keeps else torch.mul(x, y, out=self._scratch_like(x))
                 parts += [reduction(product) for reduction in reductions]
         return rows
 
     def _scratch_like(self, x: Tensor) -> Tensor:
-        """One buffer for all products: fresh memory for each would cost more than the product."""
+        """One buffer for all products: fresh memory for each would cost a CPU more than they."""
         if self._scratch is None:
             self._scratch = torch.empty(self._largest, dtype=x.dtype, device=x.device)
         return self._scratch[: x.numel()].view(x.shape)

@@ -36,7 +36,7 @@ def parse(schema: type[C], argv: list[str] | None = None, epilog: str = "") -> C
         SystemExit: with 0, after ``--help`` was printed.
     """
     argv = sys.argv[1:] if argv is None else argv
-    argv, defaults = _config_file(schema, argv)
+    argv, defaults = _config_file(schema, _with_bare_flags(schema, argv))
     flags = _flags(schema, defaults)
     if "--help" in argv or "-h" in argv:
         _print_help(schema, flags, epilog)
@@ -47,6 +47,21 @@ def parse(schema: type[C], argv: list[str] | None = None, epilog: str = "") -> C
     except SystemExit:
         raise UserError(_one_line(captured.getvalue(), flags)) from None
     return validate(schema, dataclasses.asdict(parsed), "command line")
+
+
+def _with_bare_flags(schema: type[Config], argv: list[str]) -> list[str]:
+    """Give flags whose value may be left out the one that this means, their ``bare`` one."""
+    extras = {
+        "--" + name.replace("_", "-"): info.json_schema_extra
+        for name, info in schema.model_fields.items()
+        if isinstance(info.json_schema_extra, dict)
+    }
+    filled: list[str] = []
+    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+        filled.append(argument)
+        if argument in extras and following.startswith("--"):
+            filled.append(str(extras[argument]["bare"]))
+    return filled
 
 
 def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:

@@ -40,6 +40,13 @@ def stage_logger(stage: str, log_file: Path | None = None) -> logging.Logger:
     return logger
 
 
+def silence() -> logging.Logger:
+    """A logger that tells nobody: for all processes but the first."""
+    logger = logging.getLogger("learning-mechanics.silence")
+    logger.disabled = True
+    return logger
+
+
 def progress(items: Iterable[T], label: str, total: int | None = None) -> "tqdm[T]":
     """``items`` with a progress bar on a terminal, and nothing elsewhere.
 

@@ -21,19 +21,10 @@ import torch
 from torch import nn
 
 from benchmarks.common import Row, interleaved, print_table, ratio
-from Data import DATASETS
-from Data.dataset import Dataset, Split
+from benchmarks.loops import BATCH_SIZE, config_of, our_loop, random_data
+from Data.dataset import Dataset
 from Data.transforms import Normalize
 from Models import build_model
-from Models.symmetry import find_laws
-from Training.config import TrainConfig
-from Training.journal import Journal
-from Training.loop import Trainer
-from Training.state import TrainingState
-from Utils.config import validate
-from Utils.rundir import RunFolder
-
-BATCH_SIZE = 128
 
 CASES = {"conv, cifar10": 10, "conv, mnist": 10, "fc, mnist": 100}
 """Model and the data whose shape is used, with the steps of a block."""
@@ -50,13 +41,13 @@ def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 9) -> list[R
     for case in cases:
         model, data = case.split(", ")
         steps = CASES[case]
-        dataset = _random(data, BATCH_SIZE * steps * (repetitions + 2))
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as journals:
-            ours = partial(_ours, model, dataset, steps, journals)
+        dataset = random_data(data, BATCH_SIZE * steps * (repetitions + 2))
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as recorders:
+            ours = partial(our_loop, config_of(model, dataset), dataset, recorders)
             blocks: dict[str, Callable[[], object]] = {
                 "bare": partial(Bare(model, dataset).run, steps),
-                "ours": ours(Path(folder) / "ours", observed=False),
-                "observed": ours(Path(folder) / "observed", observed=True),
+                "ours": partial(ours(Path(folder) / "ours", observed=False), steps),
+                "observed": partial(ours(Path(folder) / "observed", observed=True), steps),
             }
             seconds = interleaved(blocks, repetitions)
         bare = seconds["bare"]
@@ -71,19 +62,11 @@ def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 9) -> list[R
     return rows
 
 
-def _random(name: str, size: int) -> Dataset:
-    entry = DATASETS[name]
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randint(256, (size, *entry.input_shape), generator=generator, dtype=torch.uint8)
-    split = Split(entry, inputs, torch.arange(size) % entry.num_classes)
-    return Dataset(entry, split, split)
-
-
 class Bare:
     """The hand-written loop."""
 
     def __init__(self, model: str, dataset: Dataset):
-        config = _config(model, dataset)
+        config = config_of(model, dataset)
         entry = dataset.entry
         self._model = build_model(config, entry.input_shape, entry.num_classes)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=config.lr or 0.0)
@@ -103,39 +86,6 @@ class Bare:
             loss: Any = nn.functional.cross_entropy(self._model(inputs), targets)
             loss.backward()
             self._optimizer.step()
-
-
-def _ours(
-    model: str, dataset: Dataset, steps: int, journals: ExitStack, folder: Path, observed: bool
-) -> Callable[[], object]:
-    """Run the next steps of train.py's loop on a new model."""
-    config = _config(model, dataset)
-    entry = dataset.entry
-    module = build_model(config, entry.input_shape, entry.num_classes)
-    # nothing is conserved under a loss that no symmetry survives: nothing is observed
-    laws = find_laws(module if observed else nn.Tanh(), torch.zeros(2, *entry.input_shape), "ce")
-    state = TrainingState.initial(config, module, dataset, laws, torch.device("cpu"))
-    run, log = RunFolder(folder), logging.getLogger("benchmark")
-    run.logs.mkdir(parents=True)
-    journal = journals.enter_context(Journal(run.logs, -1))
-    trainer = Trainer(config, run, state, 0, dataset.test, journal, log)
-
-    def block() -> None:
-        trainer.total += steps
-        trainer.fit()
-
-    return block
-
-
-def _config(model: str, dataset: Dataset) -> TrainConfig:
-    flags = {
-        "model": model,
-        "dataset": dataset.entry.name,
-        "augment": False,
-        "train_batch_size": BATCH_SIZE,
-        "lr": 1e-3,
-    }
-    return validate(TrainConfig, flags, "benchmark")
 
 
 def main() -> None:

@@ -116,6 +116,7 @@ def test_what_the_later_stages_read(trains: Train, run: RunFolder) -> None:
         "train_size": 1437,
         "test_size": 360,
         "phases": [{"epoch": 0, "step": 0, "batch_size": 128, "lr": 0.05, "momentum": 0.0}],
+        "replicas": 1,
     }
     assert content["provenance"]["versions"]["torch"] == metadata.version("torch")
     assert {"command", "device", "commit", "created"} <= content["provenance"].keys()

@@ -3,19 +3,30 @@
 import json
 import os
 import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from Training import LOSSES
+from Training.backends.backend import Backend
+from Training.backends.config import BackendConfig
 from Training.checkpoints import load_checkpoint, save_checkpoint
 from Training.evaluation import evaluate
 from Training.interruption import Interruption
 from Training.journal import Journal
 from Training.losses import LossRecord
+from Utils.config import validate
 from Utils.errors import UserError
+
+
+def _evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], function: Callable[..., Tensor]
+) -> dict[str, float]:
+    backend = Backend(validate(BackendConfig, {}, "test"), torch.device("cpu"))
+    return evaluate(model, model, batches, function, backend)
 
 
 @pytest.mark.parametrize("loss", LOSSES.names)
@@ -25,7 +36,7 @@ def test_evaluation_weighs_every_example_the_same(loss: str, classes: int) -> No
     logits, targets = torch.randn(50, classes).double(), torch.randint(classes, (50,))
     function = LOSSES[loss].load()
     batches = zip(logits.chunk(3), targets.chunk(3), strict=True)
-    metrics = evaluate(nn.Identity(), batches, function)
+    metrics = _evaluate(nn.Identity(), batches, function)
     rank = (logits > logits.gather(1, targets[:, None])).sum(1)
     assert metrics["test_loss"] == pytest.approx(function(logits, targets).item(), rel=1e-14)
     assert metrics["accuracy1"] == pytest.approx(100 * (rank == 0).double().mean().item())
@@ -36,14 +47,14 @@ def test_a_regression_is_evaluated_by_its_loss_alone() -> None:
     torch.manual_seed(0)
     outputs, targets = torch.randn(50, 2).double(), torch.randn(50, 2).double()
     batches = zip(outputs.chunk(3), targets.chunk(3), strict=True)
-    metrics = evaluate(nn.Identity(), batches, LOSSES["mse"].load())
+    metrics = _evaluate(nn.Identity(), batches, LOSSES["mse"].load())
     squares = [(a - b) ** 2 for a, b in zip(outputs.view(-1), targets.view(-1), strict=True)]
     assert metrics == {"test_loss": pytest.approx(float(sum(squares)) / 100, rel=1e-14)}
 
 
 def test_evaluation_uses_running_statistics_and_returns_to_training() -> None:
     model = nn.BatchNorm1d(3)
-    evaluate(model, [(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))], LOSSES["ce"].load())
+    _evaluate(model, [(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))], LOSSES["ce"].load())
     assert model.training
     assert model.num_batches_tracked == 0
 
