@@ -18,7 +18,7 @@ from Training.conservation import LEAK_TOLERANCE
 
 Floats = NDArray[np.float64]
 
-APART = "its parameters are updated with different hyper-parameters"
+APART = "its parameters have different learning rates or momenta"
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,10 @@ class Rotation:
     def _verdict(self, features: StepFeatures, family: Family) -> Verdict:
         if isinstance(self._theory, str):
             return Verdict(np.zeros(len(family), bool), self._theory)
+        spared = self._spared(features, family)
+        if spared.any():
+            reason = f"weight decay spares a part of {spared.sum()} of {len(family)} norms"
+            return Verdict(~spared, reason)
         if self._config.optimizer not in EXACT:  # their leak tells nothing of the network
             return Verdict(np.ones(len(family), bool), "")
         decay, kinetic, leak = (np.abs(features.parts[name][family.units]) for name in PARTS)
@@ -109,6 +113,19 @@ class Rotation:
         reasons = [f"leaks move {broken.sum()} of {len(family)} norms"] if broken.any() else []
         reasons += [APART] if apart.any() else []
         return Verdict(~broken & ~apart, "; ".join(reasons))
+
+    def _spared(self, features: StepFeatures, family: Family) -> NDArray[np.bool_]:
+        """Units in which weights that do not decay count."""
+        if self._config.wd_on == "all":
+            return np.zeros(len(family), bool)
+
+        def vectors(name: str) -> torch.Tensor:
+            weight = features.parameter(name)
+            return weight if weight.dim() < 2 else torch.zeros_like(weight)
+
+        spared = self._laws.measure(vectors)[family.units]
+        counts: NDArray[np.bool_] = spared > _LEAK * features.charges[0][family.units]
+        return counts
 
     @property
     def _config(self) -> TrainConfig:

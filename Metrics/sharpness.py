@@ -48,7 +48,7 @@ class Sharpness(Curves):
             spectra[PRECONDITIONED] = (
                 self._nothing()
                 if inverse is None
-                else self._largest(preconditioned(curvature, inverse, edge.decay))
+                else self._largest(preconditioned(curvature, inverse, self._decay(edge)))
             )
         rows = {f"empirical/{name}": spectrum.values for name, spectrum in spectra.items()}
         rows |= {f"error/{name}": spectrum.errors for name, spectrum in spectra.items()}
@@ -100,6 +100,14 @@ class Sharpness(Curves):
             inverse = torch.zeros(parameter.shape) if p is None else 1 / p.double()
             parts.append(inverse.double().reshape(-1).numpy())
         return np.concatenate(parts) if known else None
+
+    def _decay(self, edge: Stability) -> Floats:
+        """[P] λ of every weight where it is added to the gradient before the preconditioner."""
+        at = self.context.model_at
+        spares_vectors = at.training.wd_on == "matrices"
+        trained = (p for p in at.parameters.values() if p.requires_grad)
+        decays = [(p.numel(), edge.decay * (p.dim() > 1 or not spares_vectors)) for p in trained]
+        return np.repeat([decay for _, decay in decays], [count for count, _ in decays])
 
 
 def _decisive(edge: Stability | None) -> str:

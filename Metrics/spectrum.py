@@ -138,13 +138,13 @@ def _dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
     return torch.stack([(x * y).sum() for x, y in zip(left, right, strict=True)]).sum()
 
 
-def preconditioned(matrix: LinearOperator, inverse: Floats, decay: float) -> LinearOperator:
+def preconditioned(matrix: LinearOperator, inverse: Floats, decay: Floats) -> LinearOperator:
     """D^{1/2} (A + decay) D^{1/2}.
 
     Args:
         matrix: A [P, P].
         inverse: [P] the diagonal of D, not negative.
-        decay: added to A's diagonal.
+        decay: [P] added to A's diagonal.
     """
     root = np.sqrt(inverse)
 

@@ -48,6 +48,9 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
     wd: float | None = Field(
         None, ge=0, description="Weight decay: an L2 term in the gradient, or as listed above."
     )
+    wd_on: Literal["all", "matrices"] = Field(
+        "all", description="What decays; matrices spares biases, gains and all other vectors."
+    )
     momentum: float | None = Field(None, ge=0, lt=1, description="Of momentum, rms and muon.")
     dampening: float | None = Field(None, ge=0, lt=1, description="Of momentum.")
     nesterov: bool = Field(False, description="Nesterov's variant of momentum.")
@@ -132,6 +135,8 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
             raise ValueError(
                 "--optimizer momentum needs a --momentum above 0, as in --momentum 0.9"
             )
+        if self.wd_on != "all" and not self.wd:
+            raise ValueError(f"--wd-on {self.wd_on}: nothing decays with --wd {self.wd}; raise it")
         annealed = SCHEDULES[self.schedule].name != "none"
         if annealed and chosen.name != "momentum":
             raise ValueError(

@@ -100,7 +100,7 @@ def linear_step(s: Floats, p: Floats, c: Coefficients, leak: Floats) -> tuple[Fl
 
 
 def paper_quadratic_step(
-    u: Values, rate: Values, c: Coefficients, uu: Values
+    u: Values, rate: Values, c: Coefficients, uu: Values, pull: Values | float = 0.0
 ) -> tuple[Values, Values]:
     """The modified flow's prediction of q (Kunin et al. 2021, section 6), over one step.
 
@@ -113,21 +113,29 @@ def paper_quadratic_step(
         u, rate: the prediction and its time derivative, [K].
         c: the step's coefficients.
         uu: without momentum ⟨g, g⟩_S; with momentum ⟨v', v'⟩_S, [K].
+        pull: ⟨θ, (Λ − λ)θ⟩_S where weight decay Λ differs from λ, a forcing of their equations.
     """
     if c.momentum == 0:
-        return math.exp(-2 * c.wd * c.lr) * (u + c.lr**2 * uu), rate
-    kick = 2 * c.lr * uu / (1 - c.dampening)
+        return math.exp(-2 * c.wd * c.lr) * (u + c.lr * (c.lr * uu - 2 * pull)), rate
+    kick = 2 * c.lr * uu / (1 - c.dampening) - 4 * pull / (1 + c.momentum)
     return _oscillate(u, rate + kick, c, 4 * c.wd)
 
 
-def paper_linear_step(u: Floats, rate: Floats, c: Coefficients) -> tuple[Floats, Floats]:
+def paper_linear_step(
+    u: Floats, rate: Floats, c: Coefficients, pull: Floats | float = 0.0
+) -> tuple[Floats, Floats]:
     """The modified flow's prediction of s (Kunin et al. 2021, section 6), over one step.
 
     Without momentum ``e^{−λt}s₀``; with momentum the free oscillator.
+
+    Args:
+        u, rate: the prediction and its time derivative, [K].
+        c: the step's coefficients.
+        pull: ⟨c, (Λ − λ)θ⟩ where weight decay Λ differs from λ.
     """
     if c.momentum == 0:
-        return math.exp(-c.wd * c.lr) * u, rate
-    return _oscillate(u, rate, c, 2 * c.wd)
+        return math.exp(-c.wd * c.lr) * (u - c.lr * pull), rate
+    return _oscillate(u, rate - 2 * pull / (1 + c.momentum), c, 2 * c.wd)
 
 
 def _oscillate(u: Values, rate: Values, c: Coefficients, pull: float) -> tuple[Values, Values]:

@@ -1,8 +1,10 @@
 """The optimizers of the registry: torch's own, and pytorch_optimizer's where torch has none.
 
-Every builder takes a model's parameters as pairs (name, parameter) and the flags that the
-registry lists for it.
+Every builder takes parameter groups, whose parameters are pairs (name, parameter), and the flags
+that the registry lists for it. What a group says goes before the flags.
 """
+
+from typing import Any
 
 import pytorch_optimizer
 import torch
@@ -12,11 +14,11 @@ from torch.optim import Optimizer
 from Training.config import TrainConfig
 from Training.registry import OPTIMIZERS
 
-Named = list[tuple[str, nn.Parameter]]
+Groups = list[dict[str, Any]]
 
 
 def sgd(
-    named: Named,
+    groups: Groups,
     lr: float,
     wd: float,
     momentum: float = 0.0,
@@ -24,30 +26,32 @@ def sgd(
     nesterov: bool = False,
 ) -> Optimizer:
     """``torch.optim.SGD``."""
-    return torch.optim.SGD(named, lr, momentum, dampening, weight_decay=wd, nesterov=nesterov)
+    return torch.optim.SGD(groups, lr, momentum, dampening, weight_decay=wd, nesterov=nesterov)
 
 
-def adam(named: Named, lr: float, wd: float, beta1: float, beta2: float, eps: float) -> Optimizer:
+def adam(groups: Groups, lr: float, wd: float, beta1: float, beta2: float, eps: float) -> Optimizer:
     """``torch.optim.Adam``: the decay is part of the gradient."""
-    return torch.optim.Adam(named, lr, (beta1, beta2), eps, weight_decay=wd)
+    return torch.optim.Adam(groups, lr, (beta1, beta2), eps, weight_decay=wd)
 
 
-def adamw(named: Named, lr: float, wd: float, beta1: float, beta2: float, eps: float) -> Optimizer:
+def adamw(
+    groups: Groups, lr: float, wd: float, beta1: float, beta2: float, eps: float
+) -> Optimizer:
     """``torch.optim.AdamW``: the decay is a factor 1 − lr wd."""
-    return torch.optim.AdamW(named, lr, (beta1, beta2), eps, weight_decay=wd)
+    return torch.optim.AdamW(groups, lr, (beta1, beta2), eps, weight_decay=wd)
 
 
 def rmsprop(
-    named: Named, lr: float, wd: float, momentum: float, beta2: float, eps: float
+    groups: Groups, lr: float, wd: float, momentum: float, beta2: float, eps: float
 ) -> Optimizer:
     """``torch.optim.RMSprop``; ``beta2`` is its ``alpha``."""
-    return torch.optim.RMSprop(named, lr, beta2, eps, weight_decay=wd, momentum=momentum)
+    return torch.optim.RMSprop(groups, lr, beta2, eps, weight_decay=wd, momentum=momentum)
 
 
-def lamb(named: Named, lr: float, wd: float, beta1: float, beta2: float, eps: float) -> Optimizer:
+def lamb(groups: Groups, lr: float, wd: float, beta1: float, beta2: float, eps: float) -> Optimizer:
     """``pytorch_optimizer.Lamb``: the decay is part of the update whose norm is divided out."""
     return pytorch_optimizer.Lamb(
-        named,
+        groups,
         lr,
         (beta1, beta2),
         weight_decay=wd,
@@ -57,13 +61,13 @@ def lamb(named: Named, lr: float, wd: float, beta1: float, beta2: float, eps: fl
     )
 
 
-def lion(named: Named, lr: float, wd: float, beta1: float, beta2: float) -> Optimizer:
+def lion(groups: Groups, lr: float, wd: float, beta1: float, beta2: float) -> Optimizer:
     """``pytorch_optimizer.Lion``."""
-    return pytorch_optimizer.Lion(named, lr, (beta1, beta2), weight_decay=wd)
+    return pytorch_optimizer.Lion(groups, lr, (beta1, beta2), weight_decay=wd)
 
 
 def muon(
-    named: Named,
+    groups: Groups,
     lr: float,
     wd: float,
     momentum: float,
@@ -73,19 +77,37 @@ def muon(
     eps: float,
 ) -> Optimizer:
     """``pytorch_optimizer.Muon``; a convolution is a matrix whose rows are its filters."""
-    matrices = [(name, p) for name, p in named if p.dim() > 1]
-    vectors = [(name, p) for name, p in named if p.dim() < 2]
     adamw = {"betas": (beta1, beta2), "eps": eps, "lr": adamw_lr}
-    groups = [
-        {"params": matrices, "use_muon": True, "lr": lr, "momentum": momentum, "weight_decay": wd},
-        {"params": vectors, "use_muon": False, "weight_decay": wd, **adamw},
+    matrices: dict[str, Any] = {
+        "use_muon": True,
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": wd,
+    }
+    vectors: dict[str, Any] = {"use_muon": False, "weight_decay": wd, **adamw}
+    split = [
+        {**own, **group, "params": params}
+        for group in groups
+        for own, params in zip((matrices, vectors), _by_form(group["params"]), strict=True)
+        if params
     ]
-    return pytorch_optimizer.Muon([group for group in groups if group["params"]])
+    return pytorch_optimizer.Muon(split)
+
+
+def _by_form(named: list[tuple[str, nn.Parameter]]) -> tuple[list[Any], list[Any]]:
+    """Matrices, which include the weights of convolutions, and vectors."""
+    return [pair for pair in named if pair[1].dim() > 1], [p for p in named if p[1].dim() < 2]
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     """The optimizer that ``config`` asks for, on all parameters of ``model``."""
     entry = OPTIMIZERS[config.optimizer]
     options = {name: getattr(config, name) for name in entry.options}
-    optimizer: Optimizer = entry.load()(list(model.named_parameters()), **options)
+    named = list(model.named_parameters())
+    groups: Groups = [{"params": named}]
+    if config.wd_on == "matrices":
+        matrices, vectors = _by_form(named)
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    given = [group for group in groups if group["params"]]
+    optimizer: Optimizer = entry.load()(given, **options)
     return optimizer

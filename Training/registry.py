@@ -12,8 +12,8 @@ from Utils.registry import Entry, Registry
 class OptimizerEntry(Entry):
     """An optimizer.
 
-    The builder is called as ``builder(named_parameters, **options)`` with a list of pairs
-    (name, parameter), and returns a ``torch.optim.Optimizer``.
+    The builder is called as ``builder(groups, **options)`` with parameter groups whose "params"
+    are pairs (name, parameter), and returns a ``torch.optim.Optimizer``.
 
     Attributes:
         options: the flags that the optimizer reads, by field name, with their default values.

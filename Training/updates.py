@@ -13,7 +13,7 @@ The leak vanishes where the update keeps the symmetry, which is what the gates c
 Shape letters: K laws, Q quadratic and L linear ones.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import groupby
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from Models.symmetry import Charges, Laws
+from Models.symmetry import Laws, Reduction
 from Training.discrete_laws import (
     Coefficients,
     Floats,
@@ -34,6 +34,7 @@ from Training.discrete_laws import (
     paper_quadratic_step,
     quadratic_step,
 )
+from Training.law_groups import LawGroups
 
 Tensors = Callable[[str], Tensor]
 """Gives a parameter-shaped tensor by the parameter's name."""
@@ -115,35 +116,40 @@ class SGDUpdates:
 
     def __init__(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter], laws: Laws):
         self._laws, self._parameters = laws, parameters
-        self._mine, self._spanning = _groups(laws, parameters, optimizer)
-        self._products = _Products(laws.quadratic, parameters)
+        self._groups = LawGroups(laws, parameters, optimizer)
+        self._products = _Products(laws.quadratic.reductions, parameters)
+        self._guests = _Products(self._groups.quadratic.reductions, parameters)
         self._coefficients: list[Coefficients]
         self._row: Tensor
 
     def before(self, optimizer: Optimizer) -> None:
         self._coefficients = [coefficients_of(optimizer, group) for group in optimizer.param_groups]
-        c, gradient = self._coefficients[0], self._gradient
-        pairs: list[tuple[Tensors, Tensors]] = [(self._weight, gradient)]
-        if c.nesterov:  # both v' and u follow from g, which the optimizer may overwrite
-            v = lru_cache(1)(lambda name: self._next_buffer(optimizer, c, name))
-            u = lru_cache(1)(lambda name: self._decayed(c, name).add_(v(name), alpha=c.momentum))
+        weight, gradient = self._weight, self._gradient
+        pairs: list[tuple[Tensors, Tensors]] = [(weight, gradient)]
+        if _ahead(self._coefficients):  # the optimizer may overwrite g, from which v' and u follow
+            v = lru_cache(1)(lambda name: self._next_buffer(optimizer, name))
+            u = lru_cache(1)(lambda name: self._next_update(v, name))
             pairs += [(v, v), (u, u), (u, v)]
-        elif c.momentum == 0:
+        elif not any(c.momentum for c in self._coefficients):
             pairs += [(gradient, gradient)]
         leak, *squares = self._products(pairs)
         linear_leak = [r(gradient(r.parameter)) for r in self._laws.linear.reductions]
-        self._row = _joined([*leak, *linear_leak, *(part for form in squares for part in form)])
+        (guests,) = self._guests([(weight, weight)])
+        guests += [r(weight(r.parameter)) for r in self._groups.linear.reductions]
+        parts = (part for form in squares for part in form)
+        self._row = _joined([*leak, *linear_leak, *guests, *parts])
 
     def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
-        c = self._coefficients[0]
-        if c.momentum and not c.nesterov:
+        c = self._coefficients
+        if any(each.momentum for each in c) and not _ahead(c):
 
             def v(name: str) -> Tensor:
-                buffer: Tensor = optimizer.state[self._parameters[name]]["momentum_buffer"]
-                return buffer
+                buffer: Tensor | None
+                buffer = optimizer.state[self._parameters[name]].get("momentum_buffer")
+                return self._gradient(name) if buffer is None else buffer
 
             self._row = _joined([self._row, *self._products([(v, v)])[0]])
-        return self._coefficients, self._row
+        return c, self._row
 
     def _weight(self, name: str) -> Tensor:
         return self._parameters[name].detach()
@@ -152,38 +158,77 @@ class SGDUpdates:
         gradient = self._parameters[name].grad
         return torch.zeros_like(self._weight(name)) if gradient is None else gradient
 
-    def _decayed(self, c: Coefficients, name: str) -> Tensor:
-        """d = g + λθ."""
-        return self._gradient(name).add(self._weight(name), alpha=c.wd)
+    def _rule(self, name: str) -> Coefficients:
+        """With which a parameter is updated; any where it is not."""
+        return self._coefficients[self._groups.of_parameter.get(name, 0)]
 
-    def _next_buffer(self, optimizer: Optimizer, c: Coefficients, name: str) -> Tensor:
-        """v' = βv + a d."""
+    def _decayed(self, name: str) -> Tensor:
+        """d = g + λθ."""
+        return self._gradient(name).add(self._weight(name), alpha=self._rule(name).wd)
+
+    def _next_buffer(self, optimizer: Optimizer, name: str) -> Tensor:
+        """v' = βv + a d; without momentum g, whose square the law then asks for."""
+        c = self._rule(name)
+        if not c.momentum:
+            return self._gradient(name)
         old: Tensor | None = optimizer.state[self._parameters[name]].get("momentum_buffer")
-        d = self._decayed(c, name)
+        d = self._decayed(name)
         return d if old is None else torch.add(old * c.momentum, d, alpha=c.gain)
+
+    def _next_update(self, v: Tensors, name: str) -> Tensor:
+        """u = d + βv' with Nesterov, else v'."""
+        c = self._rule(name)
+        return self._decayed(name).add_(v(name), alpha=c.momentum) if c.nesterov else v(name)
 
     def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
         quadratic, linear = self._laws.quadratic.matrix, self._laws.linear.matrix
-        widths = [quadratic.shape[1], linear.shape[1]]
-        count = 3 if coefficients[0].nesterov else 1
-        quadratic_leak, linear_leak, *forms = _split(row, [*widths, *[widths[0]] * count])
+        guests, linear_guests = self._groups.quadratic, self._groups.linear
+        widths = [quadratic.shape[1], linear.shape[1], guests.width, linear_guests.width]
+        count = 3 if _ahead(coefficients) else 1
+        split = _split(row, [*widths, *[widths[0]] * count])
+        quadratic_leak, linear_leak, theta2, theta, *forms = split
         leak = np.concatenate([quadratic @ quadratic_leak, linear @ linear_leak])
-        squares = [quadratic @ form for form in forms]
-        for (q, s), c in zip(self._mine, coefficients, strict=True):
-            vv, uu, uv = (form[q] for form in (squares if count == 3 else squares * 3))
-            _advance_quadratic(state, q, c, (vv, uu, uv), leak[q])
-            _advance_linear(state, s, c, leak[s])
-        if len(set(coefficients)) > 1:
-            state.apart |= self._spanning
+        pull = np.concatenate(
+            [guests.pull(theta2, coefficients), linear_guests.pull(theta, coefficients)]
+        )
+        extra = guests.squares(theta2, quadratic_leak, coefficients)
+        squares = [quadratic @ form for form in forms] * (3 // count)
+        for (q, s), c in zip(self._groups.members, coefficients, strict=True):
+            vv, uu, uv = (form[q] for form in squares)
+            _advance_quadratic(state, q, c, (vv, uu, uv), leak[q], (pull[q], extra[q]))
+            _advance_linear(state, s, c, leak[s], pull[s])
+        state.apart |= self._groups.apart(coefficients)
+
+
+def _ahead(coefficients: list[Coefficients]) -> bool:
+    """Whether the next updates are worked out before the step, as u and v' may differ."""
+    return any(c.nesterov for c in coefficients)
 
 
 def _advance_quadratic(
-    state: LawState, q: Any, c: Coefficients, squares: tuple[Floats, Floats, Floats], leak: Floats
+    state: LawState,
+    q: Any,
+    c: Coefficients,
+    squares: tuple[Floats, Floats, Floats],
+    leak: Floats,
+    guests: tuple[Floats, Floats],
 ) -> None:
-    """Take quadratic laws through a step; the decay is what the other parts leave."""
+    """Take quadratic laws through a step; the decay is what the other parts leave.
+
+    Args:
+        state: of all laws.
+        q: the places of those to advance.
+        c: their coefficients.
+        squares: ⟨v', v'⟩_S, ⟨u, u⟩_S and ⟨u, v'⟩_S.
+        leak: ⟨θ, g⟩_S.
+        guests: what differing weight decay adds to the leak, and to the square of a gradient.
+    """
     (vv, uu, uv), free, none = squares, replace(c, wd=0.0), np.zeros_like(leak)
+    source, whole = leak + guests[0], uu if c.momentum else uu + guests[1]
     before = state.charge[q].copy()
-    state.charge[q], state.velocity[q] = quadratic_step(before, state.velocity[q], c, uu, uv, leak)
+    state.charge[q], state.velocity[q] = quadratic_step(
+        before, state.velocity[q], c, whole, uv, source
+    )
     state.kinetic[q], state.kinetic_velocity[q] = quadratic_step(
         state.kinetic[q], state.kinetic_velocity[q], free, uu, uv, none
     )
@@ -191,19 +236,23 @@ def _advance_quadratic(
         state.leak[q], state.leak_velocity[q], free, none, none, leak
     )
     state.paper[q], state.paper_rate[q] = paper_quadratic_step(
-        state.paper[q], state.paper_rate[q], c, vv
+        state.paper[q], state.paper_rate[q], c, vv, guests[0]
     )
-    moved = c.lr**2 * (uu if c.momentum else uu + c.wd * (2 * leak + c.wd * before))
+    moved = c.lr**2 * (whole if c.momentum else whole + c.wd * (2 * source + c.wd * before))
     state.turned[q] += angle(before, state.charge[q], moved)
 
 
-def _advance_linear(state: LawState, s: Any, c: Coefficients, leak: Floats) -> None:
+def _advance_linear(state: LawState, s: Any, c: Coefficients, leak: Floats, pull: Floats) -> None:
     """Take linear laws through a step; the decay is what the leak leaves."""
-    state.charge[s], state.velocity[s] = linear_step(state.charge[s], state.velocity[s], c, leak)
+    state.charge[s], state.velocity[s] = linear_step(
+        state.charge[s], state.velocity[s], c, leak + pull
+    )
     state.leak[s], state.leak_velocity[s] = linear_step(
         state.leak[s], state.leak_velocity[s], replace(c, wd=0.0), leak
     )
-    state.paper[s], state.paper_rate[s] = paper_linear_step(state.paper[s], state.paper_rate[s], c)
+    state.paper[s], state.paper_rate[s] = paper_linear_step(
+        state.paper[s], state.paper_rate[s], c, pull
+    )
 
 
 class MeasuredUpdates:
@@ -215,7 +264,7 @@ class MeasuredUpdates:
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
         owner = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
         self._group = {name: owner.get(id(p)) for name, p in self._parameters.items()}
-        self._products = _Products(laws.quadratic, parameters)
+        self._products = _Products(laws.quadratic.reductions, parameters)
 
     def before(self, optimizer: Optimizer) -> None:
         for name, parameter in self._parameters.items():
@@ -275,8 +324,8 @@ def angle(before: Floats, after: Floats, moved: Floats) -> Floats:
 class _Products:
     """A quadratic form of every law, up to the combination of its reductions."""
 
-    def __init__(self, charges: Charges, parameters: dict[str, nn.Parameter]):
-        self._reductions = charges.reductions
+    def __init__(self, reductions: Sequence[Reduction], parameters: dict[str, nn.Parameter]):
+        self._reductions = reductions
         self._largest = max((p.numel() for p in parameters.values()), default=0)
         self._scratch: Tensor | None = None
 
@@ -320,23 +369,6 @@ def coefficients_of(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients
         group["nesterov"],
         first=bool(group["momentum"]) and fresh,
     )
-
-
-def _groups(
-    laws: Laws, parameters: dict[str, nn.Parameter], optimizer: Optimizer
-) -> tuple[list[tuple[Any, Any]], NDArray[np.bool_]]:
-    """Which quadratic and linear laws each parameter group has, and which laws [K] span several."""
-    count = len(laws.quadratic)
-    owner = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-    group, spanning = np.zeros(len(laws), np.int64), np.zeros(len(laws), bool)
-    for family in laws.families:
-        groups = [owner.get(id(parameters[name]), -1) for name in family.parameters]
-        group[family.units], spanning[family.units] = groups[0], len(set(groups)) > 1
-    if len(optimizer.param_groups) == 1:
-        return [(slice(0, count), slice(count, None))], spanning
-    places = np.arange(len(laws))
-    members = (places[group == i] for i in range(len(optimizer.param_groups)))
-    return [(m[m < count], m[m >= count]) for m in members], spanning
 
 
 def _split(row: Floats, widths: list[int]) -> list[Floats]:

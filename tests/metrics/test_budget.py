@@ -180,7 +180,7 @@ def test_parameters_updated_apart_have_no_budget(own: Runs) -> None:
     assert list(panels(figure)) == ["scaleconv1", "scaleconv2"]
     main, lower = panels(figure)["scaleconv1"]
     assert not main.collections
-    assert "different hyper-parameters" in " ".join(lower.texts[0].get_text().split())
+    assert "different learning rates" in " ".join(lower.texts[0].get_text().split())
     assert panels(figure)["scaleconv2"][0].collections
 
 

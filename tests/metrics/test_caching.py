@@ -121,7 +121,7 @@ def test_the_newest_checkpoint_decides_on_the_gates(own: Runs) -> None:
         with h5py.File(run.cache("scale")) as cache:
             assert not cache["gate/conv1"][()].any()
             reason = cache["gate/conv1"].attrs["reason"]
-            assert reason == "its parameters are updated with different hyper-parameters"
+            assert reason == "its parameters have different learning rates or momenta"
         run.features(5).write_bytes(early)
     assert steps_of(run.cache("scale")) == STEPS
 

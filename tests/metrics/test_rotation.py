@@ -261,6 +261,23 @@ def test_a_broken_symmetry_closes_the_gate(own: Runs) -> None:
         assert file["gate/conv2"][()].tolist() == [0] * 4
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_norms_of_which_a_part_does_not_decay_have_no_equilibrium(
+    own: Runs, optimizer: str
+) -> None:
+    run = own(f"--model conv-bn --width 4 --optimizer {optimizer} --wd 0.1 --wd-on matrices")
+    with h5py.File(run.features(12), "a") as file:
+        bias, weight = file["params/conv1.bias"], file["params/conv1.weight"]
+        squares = (weight[()].astype(float) ** 2).reshape(4, -1).sum(1)
+        bias[...] = np.sqrt(np.array([0.008, 0.012, 0.0, 2.0]) * squares)
+        file["conservation/leak"][...] = 0
+    cache_run(run, "--metrics rotation")
+    with h5py.File(run.cache("rotation")) as file:
+        assert file["gate/conv1"][()].tolist() == [1, 0, 1, 0]
+        reason = "weight decay spares a part of 2 of 4 norms"
+        assert file["gate/conv1"].attrs["reason"] == reason
+
+
 # ---------------------------------------------------------------- the figure
 
 

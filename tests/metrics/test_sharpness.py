@@ -98,16 +98,19 @@ def adaptive(run: RunFolder, monkeypatch: pytest.MonkeyPatch, kind: Any, **optio
     return optimizer.state[model.weight], optimizer.state[model.bias]
 
 
+@pytest.mark.parametrize("decayed", ["all", "matrices"])
 def test_adam_is_judged_by_the_preconditioned_hessian(
-    own: Runs, monkeypatch: pytest.MonkeyPatch
+    own: Runs, monkeypatch: pytest.MonkeyPatch, decayed: str
 ) -> None:
-    run = own(REGRESSION)
+    run = own(f"{REGRESSION} --wd 0.05 --wd-on {decayed}")
     options = {"betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.05}
     states = adaptive(run, monkeypatch, torch.optim.Adam, **options)
     cache_run(run, ALL)
     root = [(s["exp_avg_sq"] / (1 - 0.99**3)).sqrt() + 1e-3 for s in states]
     p = (1 - 0.8**3) * torch.cat([root[0], root[1][:, None]], 1).numpy()  # [outputs, inputs + 1]
-    matrix = regression_matrix() + 0.05 * np.eye(65)
+    decay = np.full(65, 0.05)
+    decay[64] *= decayed == "all"  # the bias
+    matrix = regression_matrix() + np.diag(decay)
     largest = max(np.linalg.eigvals(matrix / row[:, None]).real.max() for row in p)
     found = curves(run)
     np.testing.assert_allclose(found[f"empirical/{PRECONDITIONED}"][-1], largest, rtol=1e-8)

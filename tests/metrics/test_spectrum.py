@@ -183,11 +183,12 @@ def test_the_preconditioner_stands_on_both_sides() -> None:
     inverse = np.random.default_rng(0).uniform(0, 5, len(matrix))
     inverse[3] = 0
     root = np.diag(np.sqrt(inverse))
-    expected = root @ (matrix + 0.3 * np.eye(len(matrix))) @ root
-    operator = preconditioned(hessian(build(), cross_entropy, batch()), inverse, 0.3)
+    decay = np.linspace(0, 0.3, len(matrix))
+    expected = root @ (matrix + np.diag(decay)) @ root
+    operator = preconditioned(hessian(build(), cross_entropy, batch()), inverse, decay)
     np.testing.assert_allclose(as_matrix(operator), expected, atol=1e-12)
     # the eigenvalues are those of D(A + λ), which is what a step sees
-    seen = np.linalg.eigvals(np.diag(inverse) @ (matrix + 0.3 * np.eye(len(matrix)))).real.max()
+    seen = np.linalg.eigvals(np.diag(inverse) @ (matrix + np.diag(decay))).real.max()
     assert largest_eigenvalues(operator, 1, 2e-16, 0).values[0] == pytest.approx(seen, rel=1e-8)
 
 

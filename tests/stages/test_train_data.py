@@ -152,3 +152,23 @@ def test_workers_end_with_a_run_that_fails(run: RunFolder) -> None:
     code, _, errors = run_stage("train", run, flags)
     assert (code, "Traceback" in errors) == (2, False), errors
     assert "; lower --lr" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum --momentum 0.9 --nesterov"])
+def test_laws_of_a_run_whose_vectors_do_not_decay_are_exact(run: RunFolder, optimizer: str) -> None:
+    flags = f"--model conv-bn --width 4 --epochs 2 --lr 0.05 --optimizer {optimizer}"
+    decay = "--wd 0.1 --wd-on matrices --dtype float64"
+    code, _, errors = run_stage("train", run, f"{flags} {decay}")
+    assert code == 0, errors
+    assert run.read_hyperparameters()["wd_on"] == "matrices"
+    extract_run(run)
+    cache_run(run, "--metrics scale,rescale,translation,budget")
+    for metric in ("scale", "rescale", "translation"):
+        with h5py.File(run.cache(metric)) as cache:
+            for layer, measured in cache["empirical"].items():
+                apart = np.abs(cache[f"exact/{layer}"][()] - measured[()])
+                assert (apart <= 1e-12 * cache[f"size/{layer}"][()]).all(), layer
+                assert cache[f"gate/{layer}"][()].all()
+    with h5py.File(run.cache("budget")) as cache:
+        layer = next(name for name in cache["decay"] if name.startswith("rescale"))
+        assert (np.abs(cache[f"decay/{layer}"][-1]) > 0.01 * cache[f"size/{layer}"][-1]).all()

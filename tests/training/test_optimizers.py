@@ -136,6 +136,35 @@ def test_muon_orthogonalises_matrices_and_gives_the_rest_to_adamw() -> None:
     torch.testing.assert_close(step, torch.full_like(step, adamw), rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS.names)
+def test_decay_can_spare_vectors(name: str) -> None:
+    """Matrices move as if all decayed, vectors as if nothing did."""
+    reads = OPTIMIZERS[name].options
+    flags: dict[str, Any] = {key: value for key, value in FLAGS.items() if key in reads}
+    moved = {}
+    for variant in ({"wd_on": "matrices"}, {}, {"wd": 0.0}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)).double()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        values = {"optimizer": name, **flags, **variant}
+        optimizer = build_optimizer(validate(TrainConfig, values, "test"), model)
+        for _ in gradients(model, 5):
+            optimizer.step()
+        moved[str(variant)] = dict(model.named_parameters())
+    spared, everywhere, nowhere = moved.values()
+    for key, parameter in spared.items():
+        expected, other = (everywhere, nowhere) if parameter.dim() > 1 else (nowhere, everywhere)
+        torch.testing.assert_close(parameter, expected[key], rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(parameter, other[key], rtol=1e-6)
+
+
+def test_a_model_of_vectors_alone_is_trained_without_decay() -> None:
+    values = {"wd": 0.1, "wd_on": "matrices"}
+    optimizer = build_optimizer(validate(TrainConfig, values, "test"), nn.LayerNorm(3))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0]
+
+
 def test_every_optimizer_is_tested_here() -> None:
     assert set(OPTIMIZERS.names) == {*FORMULAS, "muon"}
 

@@ -80,27 +80,52 @@ def laws_of(name: str) -> Laws:
     return find_laws(model, torch.zeros_like(inputs), "ce")
 
 
-@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("name", MODELS)
-def test_every_law_is_followed_exactly(name: str, options: dict[str, Any]) -> None:
-    build, kinds = MODELS[name]
+def observed(
+    name: str, steps: int, options: dict[str, Any], own_groups: bool = False
+) -> tuple[ConservationObserver, nn.Module]:
+    """A model after training under a schedule and clipping.
+
+    Args:
+        name: of the model.
+        steps: of training.
+        options: of SGD.
+        own_groups: every parameter decays at its own rate.
+    """
     torch.manual_seed(0)
-    model = build().double()
+    model = MODELS[name][0]().double()
     generator = torch.Generator().manual_seed(0)
-    sequences = isinstance(model, Block)
-    laws = laws_of(name)
-    assert {family.kind for family in laws.families} == kinds
-    optimizer = torch.optim.SGD(model.parameters(), **options)
+    groups: Any = model.parameters()
+    if own_groups:
+        groups = [{"params": [p], "weight_decay": 3e-3 * i} for i, p in enumerate(groups)]
+    optimizer = torch.optim.SGD(groups, **options)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 50, 0.3)
-    observer = ConservationObserver(model, optimizer, laws)
-    for _ in range(120):
-        inputs, targets = batch(sequences, generator)
+    observer = ConservationObserver(model, optimizer, laws_of(name))
+    for _ in range(steps):
+        inputs, targets = batch(isinstance(model, Block), generator)
         optimizer.zero_grad()
         loss: Any = nn.functional.cross_entropy(model(inputs), targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-    observer.record(120)
+    observer.record(steps)
+    return observer, model
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_law_is_followed_exactly(name: str, options: dict[str, Any]) -> None:
+    observer, model = observed(name, 120, options)
+    assert {family.kind for family in observer.laws.families} == MODELS[name][1]
+    assert observer.open.all()
+    assert residual(observer, model).max() < 1e-12
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_laws_are_followed_where_every_parameter_decays_at_its_own_rate(
+    name: str, options: dict[str, Any]
+) -> None:
+    observer, model = observed(name, 60, options, own_groups=True)
     assert observer.open.all()
     assert residual(observer, model).max() < 1e-12

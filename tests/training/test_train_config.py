@@ -34,6 +34,7 @@ def configure(**values: Any) -> TrainConfig:
         ("--momentum 1", r"--momentum 1\S*: input should be less than 1"),
         ("--wd -1", r"--wd -1\S*: input should be greater than or equal to 0"),
         ("--lr-drops 20,10", "--lr-drops 20,10: must be ascending epochs"),
+        ("--wd-on matrices", "--wd-on matrices: nothing decays with --wd 0"),
         ("--lr-drops 0", "must be ascending epochs"),
         ("--save-at often", "must be log or steps"),
         ("--observe-freq 0", "--observe-freq 0: input should be greater than or equal to 1"),

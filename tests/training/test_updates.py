@@ -26,6 +26,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "lamb": {"wd": 1e-2},
     "lion": {"wd": 1e-1, "lr": 1e-3},
     "muon": {"wd": 1e-1},
+    "sgd on matrices": {"optimizer": "sgd", "wd": 5e-2, "wd_on": "matrices"},
+    "momentum on matrices": {
+        "optimizer": "momentum",
+        "wd": 5e-2,
+        "momentum": 0.9,
+        "wd_on": "matrices",
+    },
+    "adamw on matrices": {"optimizer": "adamw", "wd": 1e-1, "wd_on": "matrices"},
 }
 
 

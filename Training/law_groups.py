@@ -1,0 +1,162 @@
+"""The laws of each parameter group of an optimizer, and those whose parameters are in several.
+
+A law is advanced with the hyper-parameters of the group that has most of its weights. Where the
+weight decay λ_j of another group differs from that group's λ, it acts as if the gradient were
+
+    g̃ = g + (λ_j − λ) θ   for the weights θ_j of group j,
+
+for which the laws of :mod:`Training.discrete_laws` are exact: the source ⟨θ, g⟩_S gains
+Σ s_j (λ_j − λ) |θ_j|², and the square ⟨g, g⟩_S gains Σ s_j (λ_j − λ)² |θ_j|² +
+2 Σ s_j (λ_j − λ) ⟨θ_j, g_j⟩. So |θ_j|² is measured, in the smaller groups only, which usually
+are vectors. There is no such way where learning rates or momenta differ.
+
+Shape letters: K laws, Q quadratic and L linear ones, M reductions, G parameter groups.
+"""
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import Optimizer
+
+from Models.symmetry import Charges, Laws
+from Training.discrete_laws import Coefficients, Floats
+
+
+class LawGroups:
+    """Which laws belong to which group, and what decay does to those of several.
+
+    Args:
+        laws: the model's.
+        parameters: by name.
+        optimizer: theirs; it may leave some parameters as they are.
+
+    Attributes:
+        of_parameter: the group of every parameter that the optimizer updates, by name.
+        members: for each group the places of its laws among the quadratic and among all laws.
+        quadratic, linear: what is measured for laws of several groups, and what they gain.
+    """
+
+    def __init__(self, laws: Laws, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer):
+        count, quadratic = len(optimizer.param_groups), len(laws.quadratic)
+        owner = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        self.of_parameter = {n: owner[id(p)] for n, p in parameters.items() if id(p) in owner}
+        chief, guests = np.zeros(len(laws), np.int64), set()
+        self._uses = np.zeros((len(laws), count + 1), bool)  # the last: not updated at all
+        for family in laws.families:
+            groups = {name: self.of_parameter.get(name, count) for name in family.parameters}
+            weights = np.zeros(count + 1)
+            for name, group in groups.items():
+                weights[group] += parameters[name].numel()
+            most = int(weights[:count].argmax())
+            chief[family.units], self._uses[family.units] = most, weights > 0
+            guests |= {name for name, group in groups.items() if group != most}
+        several = self._several = self._uses.sum(1) > 1
+        self.members: list[tuple[Any, Any]] = [(slice(0, quadratic), slice(quadratic, None))]
+        if count > 1:
+            places = [np.flatnonzero(chief == i) for i in range(count)]
+            self.members = [(p[p < quadratic], p[p >= quadratic]) for p in places]
+        self.quadratic, self.linear = (
+            GuestDecay(
+                charges,
+                [np.flatnonzero(several[part] & (chief[part] == i)) for i in range(count)],
+                guests,
+                {name: self.of_parameter.get(name, count) for name in parameters},
+                parameters,
+            )
+            for charges, part in (
+                (laws.quadratic, slice(0, quadratic)),
+                (laws.linear, slice(quadratic, None)),
+            )
+        )
+
+    def apart(self, coefficients: Sequence[Coefficients]) -> NDArray[np.bool_]:
+        """Which laws [K] have parameters that are updated in incompatible ways."""
+        apart = np.zeros(len(self._uses), bool)
+        if not self._several.any():
+            return apart
+        rules = [replace(c, wd=0.0) for c in coefficients]
+        for rule, part in zip(rules, self.members, strict=True):
+            differs = np.array([*(other != rule for other in rules), True])
+            for places in part:
+                apart[places] |= self._uses[places] @ differs
+        return apart
+
+
+class GuestDecay:
+    """What weight decay that differs within laws of one form adds to their sources.
+
+    Args:
+        charges: the form's.
+        laws: for each group the places of those laws that span groups, this one being chief.
+        guests: names of parameters outside of the chief group of some law.
+        groups: of all parameters, by name; G for those that are not updated.
+        parameters: by name.
+
+    Attributes:
+        reductions: those of guests, to be measured in every step.
+    """
+
+    def __init__(
+        self,
+        charges: Charges,
+        laws: Sequence[NDArray[np.int64]],
+        guests: Container[str],
+        groups: Mapping[str, int],
+        parameters: Mapping[str, nn.Parameter],
+    ):
+        held = charges.reductions if any(map(len, laws)) else ()
+        self.reductions = tuple(r for r in held if r.parameter in guests)
+        widths = [r.outputs(parameters[r.parameter].shape) for r in held]
+        self._group = np.repeat([groups[r.parameter] for r in held], widths).astype(np.int64)
+        self._measured = np.repeat([r.parameter in guests for r in held], widths).astype(bool)
+        self._laws = [(places, charges.matrix[places]) for places in laws]
+        self._count = len(charges)
+
+    @property
+    def width(self) -> int:
+        """How many numbers are measured."""
+        return int(self._measured.sum())
+
+    def pull(self, measured: Floats, coefficients: Sequence[Coefficients]) -> Floats:
+        """Σ (λ_j − λ) s_j |θ_j|² or Σ (λ_j − λ) ⟨c_j, θ_j⟩ of every law.
+
+        Args:
+            measured: of θ² or θ, [width].
+            coefficients: of each group.
+        """
+        pull = np.zeros(self._count)
+        for places, matrix, excess, theta in self._each(measured, coefficients):
+            pull[places] = matrix @ (excess * theta)
+        return pull
+
+    def squares(
+        self, measured: Floats, leak: Floats, coefficients: Sequence[Coefficients]
+    ) -> Floats:
+        """What ⟨g̃, g̃⟩_S is more than ⟨g, g⟩_S, for every law.
+
+        Args:
+            measured: of θ², [width].
+            leak: of θg, [M].
+            coefficients: of each group.
+        """
+        squares = np.zeros(self._count)
+        for places, matrix, excess, theta in self._each(measured, coefficients):
+            squares[places] = matrix @ (excess * (excess * theta + 2 * leak))
+        return squares
+
+    def _each(
+        self, measured: Floats, coefficients: Sequence[Coefficients]
+    ) -> Iterator[tuple[NDArray[np.int64], Any, Floats, Floats]]:
+        """For each group its laws that span groups, their matrix, λ_j − λ [M] and θ² or θ [M]."""
+        if not self.reductions:
+            return
+        theta = np.zeros(len(self._measured))
+        theta[self._measured] = measured
+        decays = np.array([*(c.wd for c in coefficients), 0.0])[self._group]
+        for (places, matrix), c in zip(self._laws, coefficients, strict=True):
+            if len(places):
+                yield places, matrix, decays - c.wd, theta
