@@ -44,9 +44,12 @@ class Cores(Backend):
         if most is not None:
             _limit(most)
         import numpy as np
+        import torch_xla.backends
         import torch_xla.distributed.spmd as spmd
         import torch_xla.runtime as runtime
 
+        if config.precision == "full":  # a TPU's default is bfloat16 for float32, too
+            torch_xla.backends.set_mat_mul_precision("highest")
         runtime.use_spmd()
         rank, processes = runtime.process_index(), runtime.process_count()
         super().__init__(config, torch_xla_device(), rank, processes)
