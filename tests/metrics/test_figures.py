@@ -373,9 +373,9 @@ class TestCurves:
                 assert np.isfinite(np.asarray(line.get_ydata())).all()
 
     def test_losses_that_fall_far_are_logarithmic(self, tmp_path: Path) -> None:
-        steps = np.arange(len(STEPS))[:, None]
+        steps = np.arange(len(STEPS), dtype=np.float64)[:, None]
         for factor, scale in ((2.0, "log"), (1.01, "linear")):
-            curves = {"test_loss": 2.0 * factor**-steps, "accuracy1": 1.0 + steps}
+            curves = {"test_loss": np.exp(-np.log(factor) * steps), "accuracy1": 1.0 + steps}
             loss, accuracy = draw(
                 write_curves(tmp_path / f"{scale}.h5", "performance", curves)
             ).axes
