@@ -77,7 +77,8 @@ def _note(panels: Sequence[Panel]) -> str:
     closed = [panel for panel in panels if panel.note]
     if len(closed) < 2:
         return "".join(f"{panel.title}: {panel.note}" for panel in closed)
-    causes = [panel.note.rpartition("; ")[2] for panel in closed]  # the rest is about one layer
+    reasons = [panel.note.partition(": ")[2] for panel in closed]
+    causes = [reason.rpartition("; ")[2] for reason in reasons]  # the rest is about one layer
     first = "" if len(set(causes)) == 1 else f"{closed[0].title}: "
     return f"closed gates in {len(closed)} of {len(panels)} layers; {first}{causes[0]}"
 

@@ -167,7 +167,7 @@ def value_ticks(axes: Axes, values: Array) -> None:
 def log_ticks(axes: Axes, low: float, high: float) -> None:
     """A logarithmic vertical axis with few ticks; of whole decades, if it spans many.
 
-    It is linear where so little is spanned that it would have less than two round numbers.
+    It is linear where so little is spanned that it would have less than two ticks.
     """
     axes.set_ylim(low, high)
     round_numbers = LogLocator(subs=(1, 2, 5))

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from Metrics.figures import NothingToDraw, draw
+from Metrics.figures._style import log_ticks
 from Utils.errors import UserError
 from Utils.storage import write_hdf5
 
@@ -232,6 +233,18 @@ class TestGates:
             assert " ".join(note.split()) == f"no prediction: {REASON}"
             assert lines(panels(draw(law))["conv2"][0], "--")
 
+    def test_why_many_layers_are_closed_is_said_once(self, tmp_path: Path) -> None:
+        names = {f"layer{i}": 2 for i in range(13)}
+        closed = {name: [0, 1] for name in names}
+        every = draw(write_law(tmp_path / "every.h5", names, closed=closed))
+        _, lower = every.axes
+        (note,) = (text.get_text() for text in lower.texts)
+        assert " ".join(note.split()) == f"closed gates in 13 of 13 layers; {REASON}"
+        del closed["layer0"]
+        some = draw(write_law(tmp_path / "some.h5", names, closed=closed))
+        assert not some.axes[1].texts
+        assert f"closed gates in 12 of 13 layers; {REASON}" in words(some)
+
     def test_closed_units_have_no_prediction(self, tmp_path: Path) -> None:
         law = write_law(tmp_path / "scale.h5", LAYERS, closed={"conv1": [1, 3]})
         figure = draw(law)
@@ -339,6 +352,17 @@ class TestLayers:
             draw(write_law(tmp_path / "scale.h5", {}))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "scale"), [(7e-5, 1.2e-4, "linear"), (0.2, 0.4, "log"), (0.1, 3, "log")]
+)
+def test_a_logarithmic_axis_has_two_ticks_or_is_linear(low: float, high: float, scale: str) -> None:
+    axes = Figure().add_subplot()
+    log_ticks(axes, low, high)
+    seen = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert axes.get_yscale() == scale
+    assert len(seen) >= 2
+
+
 class TestCurves:
     def test_checkpoints_without_evaluation_are_left_out(self, tmp_path: Path) -> None:
         figure = draw(write_performance(tmp_path / "performance.h5"))
@@ -347,6 +371,15 @@ class TestCurves:
             for line in axes.get_lines():
                 np.testing.assert_array_equal(line.get_xdata(), STEPS[::2])
                 assert np.isfinite(np.asarray(line.get_ydata())).all()
+
+    def test_losses_that_fall_far_are_logarithmic(self, tmp_path: Path) -> None:
+        steps = np.arange(len(STEPS), dtype=np.float64)[:, None]
+        for factor, scale in ((2.0, "log"), (1.01, "linear")):
+            curves = {"test_loss": np.exp(-np.log(factor) * steps), "accuracy1": 1.0 + steps}
+            loss, accuracy = draw(
+                write_curves(tmp_path / f"{scale}.h5", "performance", curves)
+            ).axes
+            assert (loss.get_yscale(), accuracy.get_yscale()) == (scale, "linear")
 
     def test_run_that_was_never_evaluated_has_nothing_to_draw(self, tmp_path: Path) -> None:
         unknown = np.full((len(STEPS), 1), np.nan)
