@@ -13,6 +13,7 @@ from Data.dataset import Dataset, Examples
 from Models import build_model
 from Models.symmetry import Laws, find_laws
 from Training.backends import start
+from Training.backends.backend import Backend
 from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
@@ -48,7 +49,12 @@ def train(config: TrainConfig, run: RunFolder) -> int:
     Raises:
         UserError: everything that the user can mend. An old run is left as it was.
     """
-    with start(config, config.workers) as backend, ExitStack() as held:
+    with start(config, config.workers) as backend:
+        return _train_on(backend, config, run)
+
+
+def _train_on(backend: Backend, config: TrainConfig, run: RunFolder) -> int:
+    with ExitStack() as held:
         dataset = backend.in_turn(
             lambda: load_dataset(
                 config.dataset, config.data_dir, config.seed, **config.data_options

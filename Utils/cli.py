@@ -6,6 +6,7 @@ import inspect
 import io
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -57,7 +58,7 @@ def _with_bare_flags(schema: type[Config], argv: list[str]) -> list[str]:
         if isinstance(info.json_schema_extra, dict)
     }
     filled: list[str] = []
-    for argument, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for argument, following in pairwise([*argv, "--"]):
         filled.append(argument)
         if argument in extras and following.startswith("--"):
             filled.append(str(extras[argument]["bare"]))

@@ -5,6 +5,7 @@ batch of a step is split among *replicas* (the devices), the same for every back
 replicas with ``--train-batch-size b`` take the steps of one with ``n·b``, up to rounding.
 """
 
+import gc
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -60,6 +61,9 @@ class Backend:
         trace: TracebackType | None,
     ) -> None:
         if dist.is_initialized():
+            # What averages gradients must not be the last that holds the processes' group: it
+            # would wait, holding the interpreter's lock, for a thread that waits for this lock.
+            gc.collect()
             dist.destroy_process_group()
 
     def __str__(self) -> str:
