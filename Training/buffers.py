@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from Training.discrete_laws import Coefficients, paper_quadratic_step
+from Training.measured_updates import decoupled_wd
 from Training.registry import BUFFERS, BufferEntry
-from Training.updates import coefficients_of, decoupled_wd
+from Training.updates import coefficients_of
 
 
 class StepBuffers:

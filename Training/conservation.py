@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from Models.symmetry import Laws
 from Training.discrete_laws import Coefficients, Floats
-from Training.updates import LawState, updates_of
+from Training.law_state import LawState
+from Training.updates import updates_of
 from Utils.devices import for_float64, to_host
 
 LEAK_TOLERANCE = 1e-3

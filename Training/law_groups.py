@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from Models.symmetry import Charges, Laws
+from Models.symmetry import Charges, Laws, Reduction
 from Training.discrete_laws import Coefficients, Floats
 
 
@@ -110,9 +110,9 @@ class GuestDecay:
     ):
         held = charges.reductions if any(map(len, laws)) else ()
         self.reductions = tuple(r for r in held if r.parameter in guests)
-        widths = [r.outputs(parameters[r.parameter].shape) for r in held]
-        self._group = np.repeat([groups[r.parameter] for r in held], widths).astype(np.int64)
-        self._measured = np.repeat([r.parameter in guests for r in held], widths).astype(bool)
+        self._group = groups_of_outputs(held, groups, parameters)
+        measured = {name: name in guests for name in parameters}
+        self._measured = groups_of_outputs(held, measured, parameters).astype(bool)
         self._laws = [(places, charges.matrix[places]) for places in laws]
         self._count = len(charges)
 
@@ -160,3 +160,13 @@ class GuestDecay:
         for (places, matrix), c in zip(self._laws, coefficients, strict=True):
             if len(places):
                 yield places, matrix, decays - c.wd, theta
+
+
+def groups_of_outputs(
+    reductions: Sequence[Reduction],
+    groups: Mapping[str, int],
+    parameters: Mapping[str, nn.Parameter],
+) -> NDArray[np.int64]:
+    """The group [M] of each number that reductions make of parameters, given by name."""
+    widths = [r.outputs(parameters[r.parameter].shape) for r in reductions]
+    return np.repeat([groups[r.parameter] for r in reductions], widths).astype(np.int64)

@@ -2,26 +2,18 @@
 
 Each step leaves one vector of reductions on the device. Under ``torch.optim.SGD`` these are the
 squares that the exact law asks for (:mod:`Training.discrete_laws`). For any other optimizer no
-closed law exists; there the parts of every charge's change are measured from the weights before
-and after the step: with f = 1 − ηλ for decoupled decay (else 1) and δ = θ' − fθ ::
-
-    ⟨θ', θ'⟩_S − ⟨θ, θ⟩_S = ⟨(f² − 1)θ, θ⟩_S + 2⟨fθ, δ⟩_S + ⟨δ, δ⟩_S
-                              decay              leak           kinetic
-
-The leak vanishes where the update keeps the symmetry, which is what the gates check.
-
-Shape letters: K laws, Q quadratic and L linear ones.
+closed law exists; there the weights before and after the step are compared
+(:mod:`Training.measured_updates`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -35,54 +27,11 @@ from Training.discrete_laws import (
     quadratic_step,
 )
 from Training.law_groups import LawGroups
+from Training.law_state import LawState, angle, joined, split
+from Training.measured_updates import MeasuredUpdates
 
 Tensors = Callable[[str], Tensor]
 """Gives a parameter-shaped tensor by the parameter's name."""
-
-
-@dataclass
-class LawState:
-    """What is known of each law between two steps, in float64.
-
-    Attributes:
-        start: the charges at the beginning, [K].
-        charge: what the law predicts, [K].
-        kinetic, leak: what the square of the update and the broken symmetry have added to it
-            since the start, [K].
-        paper: what the paper's continuous theory predicts, [K]; NaN where it has none.
-        turned: the angle in radians by which each group of weights has turned, summed over the
-            steps, [Q]; meaningful for scale laws.
-        velocity, kinetic_velocity, leak_velocity, paper_rate: ⟨θ, v⟩_S for the momentum buffer
-            v, what the squares and the leak have added to it, and the time derivative of
-            ``paper``, [K].
-        apart: whether the parameters of a law have been updated with different
-            hyper-parameters, [K].
-    """
-
-    start: Floats
-    charge: Floats
-    kinetic: Floats
-    leak: Floats
-    paper: Floats
-    turned: Floats
-    velocity: Floats
-    kinetic_velocity: Floats
-    leak_velocity: Floats
-    paper_rate: Floats
-    apart: NDArray[np.bool_]
-
-    @classmethod
-    def at(cls, charges: Floats, quadratic: int) -> "LawState":
-        """The state from which predictions start, with the first Q laws quadratic."""
-        zeros = {f.name: np.zeros_like(charges) for f in fields(cls)}
-        apart = np.zeros(len(charges), bool)
-        known = {name: charges.copy() for name in ("start", "charge", "paper")}
-        return cls(**{**zeros, **known, "turned": np.zeros(quadratic), "apart": apart})
-
-    @property
-    def decay(self) -> Floats:
-        """What weight decay has added to the charge since the start, [K]."""
-        return self.charge - self.start - self.kinetic - self.leak
 
 
 class Updates(Protocol):
@@ -137,7 +86,7 @@ class SGDUpdates:
         (guests,) = self._guests([(weight, weight)])
         guests += [r(weight(r.parameter)) for r in self._groups.linear.reductions]
         parts = (part for form in squares for part in form)
-        self._row = _joined([*leak, *linear_leak, *guests, *parts])
+        self._row = joined([*leak, *linear_leak, *guests, *parts])
 
     def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
         c = self._coefficients
@@ -148,7 +97,7 @@ class SGDUpdates:
                 buffer = optimizer.state[self._parameters[name]].get("momentum_buffer")
                 return self._gradient(name) if buffer is None else buffer
 
-            self._row = _joined([self._row, *self._products([(v, v)])[0]])
+            self._row = joined([self._row, *self._products([(v, v)])[0]])
         return c, self._row
 
     def _weight(self, name: str) -> Tensor:
@@ -185,8 +134,8 @@ class SGDUpdates:
         guests, linear_guests = self._groups.quadratic, self._groups.linear
         widths = [quadratic.shape[1], linear.shape[1], guests.width, linear_guests.width]
         count = 3 if _ahead(coefficients) else 1
-        split = _split(row, [*widths, *[widths[0]] * count])
-        quadratic_leak, linear_leak, theta2, theta, *forms = split
+        parts = split(row, [*widths, *[widths[0]] * count])
+        quadratic_leak, linear_leak, theta2, theta, *forms = parts
         leak = np.concatenate([quadratic @ quadratic_leak, linear @ linear_leak])
         pull = np.concatenate(
             [guests.pull(theta2, coefficients), linear_guests.pull(theta, coefficients)]
@@ -255,72 +204,6 @@ def _advance_linear(state: LawState, s: Any, c: Coefficients, leak: Floats, pull
     )
 
 
-class MeasuredUpdates:
-    """Weights before and after the steps of any optimizer, compared in float64."""
-
-    def __init__(self, optimizer: Optimizer, parameters: dict[str, nn.Parameter], laws: Laws):
-        self._laws = laws
-        self._parameters = {name: parameters[name] for name in laws.parameters}
-        self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
-        owner = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-        self._group = {name: owner.get(id(p)) for name, p in self._parameters.items()}
-        self._products = _Products(laws.quadratic.reductions, parameters)
-
-    def before(self, optimizer: Optimizer) -> None:
-        for name, parameter in self._parameters.items():
-            self._old[name].copy_(parameter.detach())
-        self._decays = [1 - float(g["lr"]) * decoupled_wd(g) for g in optimizer.param_groups]
-
-    def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
-        old = lru_cache(1)(lambda name: self._old[name].double())
-        new = lru_cache(1)(lambda name: self._parameters[name].detach().double())
-        kept = lru_cache(1)(lambda name: old(name) * self._factor(name))
-        added = lru_cache(1)(lambda name: new(name) - kept(name))
-        moved = lru_cache(1)(lambda name: new(name) - old(name))
-        shrunk = lru_cache(1)(lambda name: old(name) * (self._factor(name) ** 2 - 1))
-        forms = self._products([(old, shrunk), (kept, added), (added, added), (moved, moved)])
-        linear = [
-            [r(x(r.parameter)) for r in self._laws.linear.reductions]
-            for x in (lambda name: old(name) * (self._factor(name) - 1), added)
-        ]
-        row = _joined([part for form in (*forms, *linear) for part in form])
-        return [Coefficients(float(g["lr"]), 0.0) for g in optimizer.param_groups], row
-
-    def _factor(self, name: str) -> float:
-        """f = 1 − ηλ of the parameter's group; 1 if no optimizer updates it."""
-        group = self._group[name]
-        return 1.0 if group is None else self._decays[group]
-
-    def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
-        quadratic, linear = self._laws.quadratic.matrix, self._laws.linear.matrix
-        widths = [quadratic.shape[1]] * 4 + [linear.shape[1]] * 2
-        *forms, shrunk, added = _split(row, widths)
-        decay, leak, kinetic, moved = (quadratic @ form for form in forms)
-        decay = np.concatenate([decay, linear @ shrunk])
-        leak = np.concatenate([2 * leak, linear @ added])
-        quadratics = slice(0, len(kinetic))
-        before = state.charge[quadratics].copy()
-        state.leak += leak
-        state.kinetic[quadratics] += kinetic
-        state.charge += decay + leak
-        state.charge[quadratics] += kinetic
-        state.turned += angle(before, state.charge[quadratics], moved)
-        state.paper[:] = np.nan
-
-
-def angle(before: Floats, after: Floats, moved: Floats) -> Floats:
-    """The angle between weights before and after a step, in radians.
-
-    Args:
-        before, after: |θ|² and |θ'|², [K].
-        moved: |θ' − θ|², [K].
-    """
-    along = (after - before - moved) / 2  # ⟨θ, θ' − θ⟩
-    across = np.sqrt(np.maximum(moved * before - along**2, 0))  # |θ| times the part across θ
-    turned: Floats = np.arctan2(across, before + along)
-    return turned
-
-
 class _Products:
     """A quadratic form of every law, up to the combination of its reductions."""
 
@@ -353,10 +236,6 @@ class _Products:
         return self._scratch[: x.numel()].view(x.shape)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0)
-
-
 def coefficients_of(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients:
     """The hyper-parameters with which a group of SGD takes its next step."""
     state = optimizer.state
@@ -369,14 +248,3 @@ def coefficients_of(optimizer: Optimizer, group: dict[str, Any]) -> Coefficients
         group["nesterov"],
         first=bool(group["momentum"]) and fresh,
     )
-
-
-def _split(row: Floats, widths: list[int]) -> list[Floats]:
-    """Cut a step's row into parts of the given widths."""
-    return np.split(row, np.cumsum(widths)[:-1])
-
-
-def decoupled_wd(group: dict[str, Any]) -> float:
-    """λ where a group shrinks its weights by 1 − ηλ; 0 where the decay is in the gradient."""
-    decoupled = group.get("decoupled_weight_decay") or group.get("weight_decouple")
-    return float(group["weight_decay"]) if decoupled else 0.0

@@ -76,6 +76,12 @@ FIGURES: Registry[PaperFigure] = Registry(
             grids=grids.phase,
             alone=True,
         ),
+        PaperFigure(
+            "diffusion",
+            "scripts.paper.diffusion:draw_diffusion",
+            "displacement and velocity after training (follow-up paper)",
+            grids=grids.diffusion,
+        ),
     ],
 )
 

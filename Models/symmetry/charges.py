@@ -273,24 +273,64 @@ class Charges:
 
 
 def _squared(x: Tensor, reductions: Sequence[Reduction]) -> list[Tensor]:
-    """Reductions of x² in float64, for one parameter.
+    """Reductions of x² in float64, for one parameter."""
+    (squares,) = product_sums([x], reductions, lambda x, _: iter([x.square_()]))
+    return squares
 
-    A large weight is squared a few rows at a time, so that float64 copies stay in the
-    processor's cache: three times faster than squaring it whole.
+
+def product_sums(
+    tensors: Sequence[Tensor],
+    reductions: Sequence[Reduction],
+    products: Callable[..., Iterator[Tensor]],
+) -> list[list[Tensor]]:
+    """Reductions of products of tensors in float64, for one parameter.
+
+    Large weights are taken a few rows at a time, so that float64 copies stay in the processor's
+    cache: three times faster than as a whole.
+
+    Args:
+        tensors: of the parameter's shape.
+        reductions: linear ones.
+        products: called with float64 copies of parts of the tensors, which it may overwrite, and
+            one more tensor of the same shape as scratch; yields the products, each to be
+            reduced before the next is asked for.
+
+    Returns:
+        for every product its reductions.
     """
+    x = tensors[0]
     blocks = x.numel() > _BLOCK and x.device.type == "cpu"
     if not blocks or any(r.kind not in {"row", "column"} or r.groups > 1 for r in reductions):
-        squares = x.double().square()
-        return [reduction(squares) for reduction in reductions]
-    flat = x.flatten(1)
-    rows = torch.empty(len(flat), dtype=torch.float64)
-    columns = torch.zeros(flat.shape[1], dtype=torch.float64)
-    height = max(1, _BLOCK // flat.shape[1])
-    buffer = torch.empty(height, flat.shape[1], dtype=torch.float64)
-    for start in range(0, len(flat), height):
-        part = flat[start : start + height]
-        block = buffer[: len(part)].copy_(part).square_()
-        torch.sum(block, 1, out=rows[start : start + height])
-        columns += block.sum(0)
-    sums_of = {"row": rows, "column": columns.view(x.shape[1], -1).sum(1)}
-    return [sums_of[reduction.kind] for reduction in reductions]
+        copies = [tensor.to(torch.float64, copy=True) for tensor in tensors]
+        made = products(*copies, torch.empty_like(copies[0]))
+        return [[_kept(reduction, product) for reduction in reductions] for product in made]
+    flat = [tensor.flatten(1) for tensor in tensors]
+    length, width = flat[0].shape
+    height = max(1, _BLOCK // width)
+    buffers = torch.empty(len(flat) + 1, height, width, dtype=torch.float64)
+    rows: list[list[Tensor]] = []
+    columns: list[Tensor] = []
+    for start in range(0, length, height):
+        parts = [tensor[start : start + height] for tensor in flat]
+        *copies, scratch = buffers[:, : len(parts[0])]
+        for copied, part in zip(copies, parts, strict=True):
+            copied.copy_(part)
+        for i, product in enumerate(products(*copies, scratch)):
+            if start == 0:
+                rows.append([])
+                columns.append(torch.zeros(width, dtype=torch.float64))
+            rows[i].append(product.sum(1))
+            columns[i] += product.sum(0)
+    return [
+        [
+            torch.cat(row) if r.kind == "row" else column.view(x.shape[1], -1).sum(1)
+            for r in reductions
+        ]
+        for row, column in zip(rows, columns, strict=True)
+    ]
+
+
+def _kept(reduction: Reduction, product: Tensor) -> Tensor:
+    """A reduction that does not share the product's memory."""
+    reduced = reduction(product)
+    return reduced.clone() if reduction.kind == "element" else reduced

@@ -21,11 +21,13 @@ class Point:
         expid: its name.
         flags: of train.py, without those that name the run.
         label: what distinguishes it within its figure, as mathtext.
+        cache_flags: of cache.py, beside the metrics.
     """
 
     expid: str
     flags: str
     label: str = field(compare=False)
+    cache_flags: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,46 @@ def phase_by_decay(scale: Scale) -> list[Grid]:
 def phase(scale: Scale) -> list[Grid]:
     """The runs whose phase portraits are drawn, each on a page of its own."""
     return [Grid(point.expid, [[Cell(point, "phase")]]) for point in _drops(scale)]
+
+
+def diffusion(scale: Scale) -> list[Grid]:
+    """Displacements from the middle of a run on, at a constant learning rate; three seeds each.
+
+    The follow-up paper continues from a trained ResNet-18; here the first half of the run trains.
+    """
+    small = scale == "small"
+    network = (
+        f"{_small_fc(True)} --lr 0.04 --wd 1e-2 --train-batch-size 64"
+        if small
+        else (
+            "--dataset imagenet --model-class imagenet --model resnet18 --lr 0.1 --wd 1e-4 "
+            "--train-batch-size 256"
+        )
+    )
+    per_epoch, epochs = (1437 // 64, 60) if small else (1281167 // 256, 20)
+    start = per_epoch * epochs // 2
+    lags = {0} | {round(10 ** (k / 5)) for k in range(50)}
+    steps = sorted(start + lag + k for lag in lags for k in (0, 1) if start + lag < 2 * start)
+    saves = ",".join(map(str, dict.fromkeys(steps)))
+    rows = []
+    for beta in (0.0, 0.9):
+        chosen = f"momentum --momentum {beta:g}" if beta else "sgd"
+        rest = f"--optimizer {chosen} --epochs {epochs} --drop-last --save-buffers grad"
+        rows.append(
+            [
+                Cell(
+                    Point(
+                        f"diffusion-b{beta:g}-s{seed}",
+                        f"{network} {rest} --save-at {saves} --seed {seed}",
+                        rf"$\beta = {beta:g}$",
+                        f"--subset {0 if small else 100}",
+                    ),
+                    "weights_grads_full",
+                )
+                for seed in (1, 2, 3)
+            ]
+        )
+    return [Grid("Displacement after training", rows, x="step")]
 
 
 _LONG = " --train-batch-size 128 --epochs 100 --save-freq 250"

@@ -48,7 +48,13 @@ class Experiment:
         return [
             ["train.py", *shlex.split(point.flags), *data, *run],
             ["extract.py", "--probe", "none", *run],
-            ["cache.py", "--metrics", ",".join(sorted(metrics)), *run],
+            [
+                "cache.py",
+                "--metrics",
+                ",".join(sorted(metrics)),
+                *shlex.split(point.cache_flags),
+                *run,
+            ],
         ]
 
 

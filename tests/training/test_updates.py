@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from Models.symmetry import Laws
 from tests.training.test_conservation import batches, laws_of, network, train
@@ -78,6 +78,29 @@ def test_the_budget_of_other_optimizers_closes_in_float32_too(name: str) -> None
     drift = measured["after"] - measured["before"]
     budget = (state["decay"] + state["kinetic"] + state["leak"]).numpy()
     assert np.abs(budget - drift).max() < 1e-10 * np.abs(drift).max()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_budget_of_a_weight_that_is_taken_in_blocks_closes(
+    decay: float, dtype: torch.dtype
+) -> None:
+    """More numbers than fit the cache; its rows are no multiple of a block's."""
+    torch.manual_seed(0)
+    linear = [nn.Linear(32, 301), nn.ReLU(), nn.Linear(301, 307), nn.ReLU(), nn.Linear(307, 5)]
+    model = nn.Sequential(nn.Flatten(), *linear).to(dtype)
+    laws = laws_of(model)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=decay)
+    observer = ConservationObserver(model, optimizer, laws)
+    parameters = dict(model.named_parameters())
+    before = laws.measure(lambda name: parameters[name].detach())
+    train(model, optimizer, list(batches(5, dtype)))
+    observer.record(5)
+    drift = laws.measure(lambda name: parameters[name].detach()) - before
+    state = observer.state_dict()
+    budget = (decay_of(state) + state["kinetic"] + state["leak"]).numpy()
+    assert np.abs(budget - drift).max() < 1e-10 * np.abs(drift).max()
+    assert (decay_of(state).abs().max() > 0.01 * np.abs(drift).max()) == (decay > 0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adamw", "rms", "lion"])
