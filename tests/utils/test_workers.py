@@ -56,7 +56,8 @@ def test_each_item_is_done_once_and_a_killed_process_costs_one(tmp_path: Path) -
     outcomes = dict(results)
     refused, killed = outcomes.pop(3), outcomes.pop(5)
     assert outcomes == {item: item * item for item in outcomes}
-    assert isinstance(refused, Failure) and str(refused.error) == "3 is refused"
+    assert isinstance(refused, Failure)
+    assert str(refused.error) == "3 is refused"
     assert isinstance(killed, Failure)
     assert str(killed.error).startswith("item 5: the worker process that had it was killed by SIGK")
     pids = [int((tmp_path / str(item)).read_text()) for item in range(9)]  # one line: one call
@@ -74,7 +75,7 @@ def test_results_are_the_same_without_workers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_be_made_is_one_error(workers: int) -> None:
-    with pytest.raises(UserError, match="^nothing can be made$"):
+    with pytest.raises(UserError, match=r"^nothing can be made$"):
         list(shared_out(make_refusing, [1, 2], workers, str))
     assert list(shared_out(make_refusing, [], workers, str)) == []
 
