@@ -1,27 +1,18 @@
 """From features to caches: one pass over the steps, for all metrics together.
 
-``cache/{metric}{suffix}.h5`` holds, T being checkpoints, U units of a layer, D steps of the
-dense record: ``steps`` [T], ``time`` [T], ``sources`` [T] (which checkpoints), the metric's
-``<curve>/<layer>`` [T, U], ``dense/steps`` [D], ``dense/time`` [D], ``dense/<curve>/<layer>``
-[D], and ``gate/<layer>`` [U] with the attribute ``reason``. Dimension scales name every axis;
-units are counted by ``<layer> unit`` [U].
+Each step is read once, by this process or by one of several workers, and all metrics are
+computed from it; this process puts them together (:mod:`Metrics.cache_file`).
 """
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 
-import h5py
-import numpy as np
-from numpy.typing import NDArray
-
+from Metrics.cache_file import CacheFile, Part
 from Metrics.config import CacheConfig
-from Metrics.features import NotRecorded, StepFeatures, step_features
-from Metrics.metric import Arrays, Context, Derives, Metric, Verdict
+from Metrics.features import NotRecorded, step_features
+from Metrics.metric import Context
 from Metrics.model_at import ModelAt
 from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
@@ -31,143 +22,9 @@ from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_f
 from Utils.errors import Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
-from Utils.storage import datasets, open_hdf5, write_hdf5
+from Utils.workers import Failure, shared_out
 
-_AGAIN = "run cache.py again with --overwrite"
-_UNIT = " unit"
 _SECONDS_BETWEEN_WRITES = 60.0
-
-Array = NDArray[Any]
-
-
-class CacheFile:
-    """One metric's cache, as far as it goes, and what a pass adds to it.
-
-    Args:
-        entry: the metric.
-        path: the file; what it holds already is read.
-        metric: computes the rest.
-        overwrite: begin anew.
-
-    Raises:
-        UserError: the file is damaged, or was made with other flags.
-    """
-
-    def __init__(self, entry: MetricEntry, path: Path, metric: Metric, overwrite: bool):
-        self.path, self._entry, self._metric = path, entry, metric
-        self._sources: dict[int, str] = {}
-        self._parts: dict[str, list[Array]] = {}
-        self._verdicts: Mapping[str, Verdict] = {}
-        self._changed = False
-        if path.exists() and not overwrite:
-            with open_hdf5(path, _AGAIN) as file:
-                self._check_settings(json.loads(file.attrs["settings"]))
-                self._read(file)
-
-    @property
-    def name(self) -> str:
-        """The metric's."""
-        return self._entry.name
-
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        for name, value in self._metric.settings.items():
-            if settings[name] != value:
-                raise UserError(
-                    f"{self.path} was made with --{name} {settings[name]}, not {value}; use that, "
-                    "choose another --suffix, or begin anew with --overwrite"
-                )
-
-    def _read(self, file: h5py.File) -> None:
-        arrays = {path: dataset[()] for path, dataset in datasets(file)}
-        derived = self._derived(arrays)
-        sources = arrays.pop("sources").astype(str).tolist()
-        self._sources = dict(zip(arrays.pop("steps").tolist(), sources, strict=True))
-        gates = file.get("gate", {})
-        self._verdicts = {
-            layer: Verdict(gates[layer][()], gates[layer].attrs["reason"]) for layer in gates
-        }
-        self._parts = {
-            path: [array]
-            for path, array in arrays.items()
-            if not path.startswith("gate/") and not path.endswith(_UNIT) and path not in derived
-        }
-
-    def _derived(self, curves: Arrays) -> Arrays:
-        """What follows from the curves of all steps together."""
-        return self._metric.derived(curves) if isinstance(self._metric, Derives) else {}
-
-    def update(self, step: int, features: StepFeatures) -> bool:
-        """Compute the metric at a step, unless it is here already.
-
-        Returns:
-            whether it was not.
-
-        Raises:
-            Unreadable: the features are damaged.
-            UserError: what is here came from another checkpoint of that step.
-        """
-        source = features.source
-        if step in self._sources:
-            if self._sources[step] != source:
-                raise UserError(f"{self.path}: its step {step} is of another training; {_AGAIN}")
-            return False
-        rows = {"time": features.time, **self._metric.rows(features)}
-        parts = {path: np.asarray(row)[None] for path, row in rows.items()}
-        parts |= self._metric.dense(features)
-        if step > max(self._sources, default=-1):
-            self._verdicts = self._metric.verdicts(features)
-        for path, part in parts.items():
-            self._parts.setdefault(path, []).append(part)
-        self._sources[step] = source
-        self._changed = True
-        return True
-
-    def write(self) -> None:
-        """Save what was read and added, in the order of the steps."""
-        if not self._changed:
-            return
-        gates = {f"gate/{layer}": v.open.astype(np.uint8) for layer, v in self._verdicts.items()}
-        reasons = {f"gate/{layer}": {"reason": v.reason} for layer, v in self._verdicts.items()}
-        arrays = self._curves() | gates
-        scales = {path: _scales(path, array.ndim) for path, array in arrays.items()}
-        units = {
-            scale: np.arange(arrays[path].shape[-1])
-            for path, names in scales.items()
-            for scale in names
-            if scale.endswith(_UNIT)
-        }
-        steps = sorted(self._sources)
-        sources = [self._sources[step] for step in steps]
-        head = {"steps": np.array(steps, np.int64), "sources": np.array(sources, "S")}
-        scales["sources"] = ("steps",)
-        write_hdf5(self.path, head | arrays | units, self._attributes(sources), scales, reasons)
-        self._changed = False
-
-    def _curves(self) -> dict[str, Array]:
-        """The curves over ascending steps; a dense step that two checkpoints recorded, once."""
-        arrays = {path: np.concatenate(parts) for path, parts in self._parts.items()}
-        order = np.argsort(list(self._sources))
-        dense_order = np.unique(arrays.get("dense/steps", []), return_index=True)[1]
-        curves = {
-            path: array[dense_order if path.startswith("dense/") else order]
-            for path, array in arrays.items()
-        }
-        return curves | dict(self._derived({"steps": np.array(sorted(self._sources)), **curves}))
-
-    def _attributes(self, sources: Sequence[str]) -> dict[str, str]:
-        entry = self._entry
-        versions = {name: metadata.version(name) for name in ("torch", "numpy", "h5py")}
-        return {
-            "metric": entry.name,
-            "title": entry.title,
-            "ylabel": entry.ylabel,
-            "units": entry.units,
-            "kind": entry.kind,
-            "citation": entry.citation,
-            "settings": json.dumps(dict(self._metric.settings)),
-            "features_hash": hashlib.sha256("\n".join(sources).encode()).hexdigest(),
-            "versions": json.dumps(versions),
-        }
 
 
 def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
@@ -188,25 +45,25 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    laws, model_at = Laws.load(run.symmetries), ModelAt(run, hyperparameters, config)
-    theirs = is_upstreams(hyperparameters)
-    predict = Unobserved(run, laws, hyperparameters) if theirs else recorded
-    context = Context(laws, config, hyperparameters, model_at, predict)
-    entries, without = _with_and_without_buffers(config, context.buffers)
-    if theirs:
+    entries, without = _with_and_without_buffers(config, hyperparameters.get("save_buffers", ()))
+    if is_upstreams(hyperparameters):
         refuse_their_files(run.cache(entry.name, config.suffix) for entry in entries)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
+        make = partial(_Computation, config, run, [entry.name for entry in entries])
+        metrics = (here := make()).metrics
         caches = [
             CacheFile(
                 entry,
                 run.cache(entry.name, config.suffix),
-                entry.load()(context),
+                metrics[entry.name],
                 config.overwrite,
             )
             for entry in entries
         ]
-        new, unreadable, failed = _pass(run, laws, steps, caches)
+        passed = _Pass(run, caches)
+        passed.through(steps, make if config.workers else lambda: here, config.workers)
+        new, unreadable, failed = passed.new, passed.unreadable, passed.failed
         if len(failed) < len(caches):
             log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
         if without:
@@ -238,7 +95,7 @@ def _successful(
 
 
 def _with_and_without_buffers(
-    config: CacheConfig, buffers: frozenset[str]
+    config: CacheConfig, buffers: Collection[str]
 ) -> tuple[list[MetricEntry], str]:
     """The metrics that can be computed, and what to say of the others, empty if there are none.
 
@@ -246,7 +103,7 @@ def _with_and_without_buffers(
         UserError: nothing can be computed.
     """
     wanted = [METRICS[name] for name in config.metric_names()]
-    lacking = [entry for entry in wanted if entry.needs and not buffers & set(entry.needs)]
+    lacking = [entry for entry in wanted if entry.needs and not set(buffers) & set(entry.needs)]
     needed = ",".join(dict.fromkeys(entry.needs[0] for entry in lacking))
     names = ", ".join(entry.name for entry in lacking)
     message = f"not cached without train.py --save-buffers {needed}: {names}" if lacking else ""
@@ -255,57 +112,115 @@ def _with_and_without_buffers(
     return [entry for entry in wanted if entry not in lacking], message
 
 
-def _pass(
-    run: RunFolder, laws: Laws, steps: Sequence[int], caches: Sequence[CacheFile]
-) -> tuple[int, dict[str, UserError], dict[str, UserError]]:
-    """Show every step's features to every cache, once; a metric that fails stops no other.
+_Job = tuple[int, Sequence[str]]
+"""A step, and the metrics that are computed there."""
 
-    Returns:
-        how many steps were new to a cache, what was wrong with unreadable feature files, and
-        with metrics, by their name.
+_Found = tuple[str, Mapping[str, Part | UserError]]
+"""What identifies the step's checkpoint, and what came of each metric."""
+
+
+class _Computation:
+    """Computes metrics at one step after another.
+
+    Args:
+        config: the command line.
+        run: the run's folder.
+        names: of the metrics.
+
+    Attributes:
+        metrics: by name.
+
+    Raises:
+        UserError: the laws cannot be read, or a metric refuses the run.
     """
-    new, written = 0, time.monotonic()
-    unreadable, failed = dict[str, UserError](), dict[str, UserError]()
-    for step in progress(steps, "caching"):
-        path = run.features(step)
-        try:
-            with step_features(path, laws) as features:
-                new += _update(caches, step, features, failed)
-        except Unreadable as error:
-            unreadable[path.name] = error
-        if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _write(caches)
-            written = time.monotonic()
-    _write(caches)
-    return new, unreadable, failed
+
+    def __init__(self, config: CacheConfig, run: RunFolder, names: Sequence[str]):
+        hyperparameters = read_hyperparameters(run)
+        self._run, self._laws = run, Laws.load(run.symmetries)
+        theirs = is_upstreams(hyperparameters)
+        predict = Unobserved(run, self._laws, hyperparameters) if theirs else recorded
+        model_at = ModelAt(run, hyperparameters, config)
+        context = Context(self._laws, config, hyperparameters, model_at, predict)
+        self.metrics = {name: METRICS[name].load()(context) for name in names}
+
+    def __call__(self, job: _Job) -> _Found:
+        """Raises :class:`Unreadable` if the features are damaged."""
+        step, names = job
+        with step_features(self._run.features(step), self._laws) as features:
+            found: dict[str, Part | UserError] = {}
+            for name in names:
+                try:
+                    found[name] = Part.of(self.metrics[name], features)
+                except Unreadable:
+                    raise
+                except UserError as error:
+                    found[name] = error
+            return features.source, found
 
 
-def _update(
-    caches: Sequence[CacheFile], step: int, features: StepFeatures, failed: dict[str, UserError]
-) -> bool:
-    """Show a step to all caches that have not failed; returns whether it was new to any."""
-    added = False
-    for cache in caches:
-        if cache.name not in failed:
+class _Pass:
+    """Brings every step to every cache, once; a metric that fails stops no other.
+
+    Args:
+        run: the run's folder.
+        caches: to be brought up to date.
+
+    Attributes:
+        new: how many steps were new to a cache.
+        unreadable: what was wrong with feature files, by name.
+        failed: what was wrong with metrics, by name.
+    """
+
+    def __init__(self, run: RunFolder, caches: Sequence[CacheFile]):
+        self._run, self._caches = run, caches
+        self.new = 0
+        self.unreadable: dict[str, UserError] = {}
+        self.failed: dict[str, UserError] = {}
+
+    def through(self, steps: Sequence[int], make: Callable[[], _Computation], workers: int) -> None:
+        """Compute what is missing, and save it now and then, and at the end."""
+        written = time.monotonic()
+        jobs = ((step, self._missing(step)) for step in steps)
+        with closing(shared_out(make, jobs, workers, self._name)) as each:
+            for (step, _), found in progress(each, "caching", len(steps)):
+                if isinstance(found, Failure):
+                    self.unreadable[self._run.features(step).name] = found.error
+                else:
+                    self.new += self._add(step, *found)
+                if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+                    self._write()
+                    written = time.monotonic()
+        self._write()
+
+    def _missing(self, step: int) -> list[str]:
+        working = (cache for cache in self._caches if cache.name not in self.failed)
+        return [cache.name for cache in working if cache.lacks(step)]
+
+    def _name(self, job: _Job) -> str:
+        return str(self._run.features(job[0]))
+
+    def _add(self, step: int, source: str, found: Mapping[str, Part | UserError]) -> bool:
+        """Give a step to all caches that have not failed; returns whether it was new to any."""
+        added = False
+        for cache in self._caches:
+            if cache.name in self.failed:
+                continue
             try:
-                added |= cache.update(step, features)
-            except Unreadable:
-                raise
+                if cache.lacks(step):
+                    cache.add(step, source, _successful_part(found[cache.name]))
+                    added = True
+                else:
+                    cache.check(step, source)
             except UserError as error:
-                failed[cache.name] = error
-    return added
+                self.failed[cache.name] = error
+        return added
+
+    def _write(self) -> None:
+        for cache in self._caches:
+            cache.write()
 
 
-def _write(caches: Sequence[CacheFile]) -> None:
-    for cache in caches:
-        cache.write()
-
-
-def _scales(path: str, axes: int) -> tuple[str, ...]:
-    """The dimension scale of each axis of a dataset."""
-    group, _, layer = path.rpartition("/")
-    units = f"{layer}{_UNIT}"
-    if group == "gate":
-        return (units,)
-    steps = "dense/steps" if path.startswith("dense/") else "steps"
-    return () if path == steps else (steps, units)[:axes]
+def _successful_part(part: Part | UserError) -> Part:
+    if isinstance(part, UserError):
+        raise part
+    return part

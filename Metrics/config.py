@@ -32,6 +32,9 @@ class CacheConfig(RunConfig):
         3, ge=1, description="Largest eigenvalues of each matrix that `sharpness` computes."
     )
     device: DeviceName = Field("auto", description="Where metrics run the network.")
+    workers: int = Field(
+        0, ge=0, description="Processes that share the steps; 0: none but this one."
+    )
 
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""

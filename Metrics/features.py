@@ -1,6 +1,8 @@
 """The features of one step, read as they are needed."""
 
 import math
+import mmap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -9,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from h5py import h5d
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -85,18 +88,24 @@ class StepFeatures:
         return math.nan if self.step == 0 else float(self.last_step(parameter, name))
 
     def _tensor(self, path: str) -> Tensor:
-        """An array, mapped from the file rather than copied out of it where possible."""
+        """An array, mapped from the file rather than copied out of it; not to be written to."""
         if path not in self._tensors:
-            array = self._file[path]
-            offset = array.id.get_offset()
-            mapped = offset is not None and array.size
-            values = (
-                np.memmap(self._path, array.dtype, "c", offset, array.shape)
-                if mapped
-                else array[()]
-            )
-            self._tensors[path] = torch.from_numpy(values)
+            array = h5d.open(self._file.id, path.encode())  # half the time of self._file[path]
+            offset, size = array.get_offset(), math.prod(array.shape)
+            if offset is None or not size:
+                values = h5py.Dataset(array)[()]
+            else:
+                values = np.frombuffer(self._bytes, array.dtype, size, offset).reshape(array.shape)
+            with warnings.catch_warnings():  # of memory that must not be written to
+                warnings.simplefilter("ignore", UserWarning)
+                self._tensors[path] = torch.from_numpy(values)
         return self._tensors[path]
+
+    @cached_property
+    def _bytes(self) -> mmap.mmap:
+        """The whole file; private copies of pages, made if written to, would count as memory."""
+        with open(self._path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def model_state(self) -> dict[str, Tensor]:
         """Copies of all parameters and of the modules' buffers, by their names in the network."""

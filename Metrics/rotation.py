@@ -47,7 +47,8 @@ class Rotation:
     def rows(self, features: StepFeatures) -> Arrays:
         """Per unit: |θ|², the angle turned so far, the squares of updates, how many weights."""
         if self._counts is None:
-            self._counts = self._laws.measure(lambda name: torch.ones(features.parameters[name]))
+            shapes, one = features.parameters, torch.ones(())
+            self._counts = self._laws.measure(lambda name: one.expand(shapes[name]))
         curves = {
             "turned": features.conservation("turned"),
             "square": features.charges[0],

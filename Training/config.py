@@ -185,3 +185,6 @@ class ExtractConfig(RunConfig):
         "logits", description="What to compute on the run's probe batch, in evaluation mode."
     )
     device: DeviceName = Field("auto", description="Where the probe outputs are computed.")
+    workers: int = Field(
+        0, ge=0, description="Processes that share the checkpoints; 0: none but this one."
+    )

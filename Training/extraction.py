@@ -16,22 +16,25 @@ import hashlib
 import logging
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from Training.checkpoints import Checkpoint, is_zip, load_checkpoint
 from Training.config import ExtractConfig
-from Training.rebuild import rebuild_model
+from Training.probe import Probe
+from Training.stored import StoredTensor, stored_checkpoint
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
-from Utils.devices import select_device
-from Utils.errors import Unreadable, UserError, left_out
+from Utils.errors import Unreadable, Unwritable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5, write_hdf5
+from Utils.workers import Failure, shared_out
 
 METRICS = ("epoch", "step", "train_loss", "test_loss", "accuracy1", "accuracy5")
 """The numbers a checkpoint may hold."""
@@ -61,22 +64,18 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
     with run.lock("extract"):
         log = stage_logger("extract", run.logs / "run.log")
         level: str = config.probe
-        in_our_layout: _Layout = _as_it_is
         if is_upstreams(hyperparameters):
-            level, in_our_layout = _move_in(config, run, hyperparameters, log)
+            level = _move_in(config, run, hyperparameters, log)
         todo = [step for step in steps if config.overwrite or _lacks(run, step, level)]
-        probe = _Probe(config, run, hyperparameters) if level != "none" and todo else None
+        make = partial(_Extraction, config, run, hyperparameters, level)
         unreadable: dict[str, UserError] = {}
-        for step in progress(todo, "extracting"):
-            path = run.checkpoint(step)
-            source = _source(path)
-            try:
-                arrays = _features(path, load_checkpoint(path), in_our_layout, probe)
-            except UserError as error:
-                unreadable[path.name] = error
-                continue
-            attributes = {"step": step, "source": source, "probe": level}
-            write_hdf5(run.features(step), arrays, attributes)
+        parts = shared_out(make, todo, config.workers, lambda step: str(run.checkpoint(step)))
+        with closing(parts) as each:
+            for step, outcome in progress(each, "extracting", len(todo)):
+                if isinstance(outcome, Failure):
+                    if isinstance(outcome.error, Unwritable):
+                        raise outcome.error
+                    unreadable[run.checkpoint(step).name] = outcome.error
         new = len(todo) - len(unreadable)
         log.info("%d new checkpoints of %d extracted to %s", new, len(steps), run.probe.parent)
     if unreadable:
@@ -84,27 +83,19 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
     return new
 
 
-_Layout = Callable[[Path, Checkpoint], Checkpoint]
-"""Gives a checkpoint the layout of ours."""
-
-
-def _as_it_is(path: Path, checkpoint: Checkpoint) -> Checkpoint:
-    return checkpoint
-
-
 def _move_in(
     config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any], log: logging.Logger
-) -> tuple[str, _Layout]:
+) -> str:
     """Add what a run of neural-mechanics lacks: laws, and a probe batch if there are data.
 
     Returns:
-        what can be computed on the probe batch, and what translates the checkpoints.
+        what can be computed on the probe batch.
 
     Raises:
         UserError: its model does not exist here, or its own features are in the way.
     """
     # brings torchvision, for which our own runs need not wait
-    from Training.upstream_checkpoints import UpstreamCheckpoints, add_laws, add_probe
+    from Training.upstream_checkpoints import add_laws, add_probe
 
     level: str = config.probe
     refuse_their_files(run.features(step) for step in run.feature_steps())
@@ -117,7 +108,7 @@ def _move_in(
         except UserError as error:
             log.info("no probe outputs, as with --probe none: %s", error)
             level = "none"
-    return level, UpstreamCheckpoints(hyperparameters)
+    return level
 
 
 def _lacks(run: RunFolder, step: int, level: str) -> bool:
@@ -144,16 +135,54 @@ def _source(checkpoint: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _features(
-    path: Path, checkpoint: Checkpoint, in_our_layout: _Layout, probe: "_Probe | None"
-) -> dict[str, Any]:
-    """The arrays of a feature file, by their path in it."""
-    try:
-        checkpoint = in_our_layout(path, checkpoint)
-        arrays = dict(_content(checkpoint))
-    except KeyError as error:
-        raise UserError(f"{path} is no checkpoint of this train.py: it lacks {error}") from error
-    return arrays if probe is None else arrays | probe(path, checkpoint)
+class _Extraction:
+    """Writes the features of one checkpoint after the other.
+
+    Args:
+        config: what to extract.
+        run: the run's folder.
+        hyperparameters: the run's.
+        level: what can be computed on the probe batch.
+
+    Raises:
+        UserError: the model cannot be built, or the probe batch cannot be read.
+    """
+
+    def __init__(
+        self, config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any], level: str
+    ):
+        self._run, self._level = run, level
+        self._theirs: Callable[[Path, Checkpoint], Checkpoint] | None = None
+        if is_upstreams(hyperparameters):
+            from Training.upstream_checkpoints import UpstreamCheckpoints  # brings torchvision
+
+            self._theirs = UpstreamCheckpoints(hyperparameters)
+        self._probe = Probe(config, run, hyperparameters) if level != "none" else None
+
+    def __call__(self, step: int) -> None:
+        """Write the features of a step.
+
+        Raises:
+            UserError: the checkpoint cannot be read, or the features not be written.
+        """
+        path = self._run.checkpoint(step)
+        attributes = {"step": step, "source": _source(path), "probe": self._level}
+        with stored_checkpoint(path) as checkpoint:
+            write_hdf5(self._run.features(step), self._arrays(path, checkpoint), attributes)
+
+    def _in_our_layout(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
+        return checkpoint if self._theirs is None else self._theirs(path, checkpoint)
+
+    def _arrays(self, path: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+        """The arrays of the feature file by their path in it, made one after another."""
+        try:
+            yield from _content(self._in_our_layout(path, checkpoint))
+        except KeyError as error:
+            raise UserError(
+                f"{path} is no checkpoint of this train.py: it lacks {error}"
+            ) from error
+        if self._probe is not None:
+            yield from self._probe(path, self._in_our_layout(path, load_checkpoint(path))).items()
 
 
 def _content(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
@@ -180,55 +209,10 @@ def _content(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
             yield f"conservation/{name}", _array(value)
 
 
-def _array(value: Tensor | float) -> Any:
-    """A tensor as numpy sees it, bfloat16, which numpy lacks, as float32; a number in full."""
+def _array(value: StoredTensor | Tensor | float) -> Any:
+    """A tensor as it can be written, bfloat16, which numpy lacks, as float32; a number in full."""
+    if isinstance(value, StoredTensor):
+        return value.stream()
     if not isinstance(value, Tensor):
         return np.asarray(value)
     return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
-
-
-class _Probe:
-    """Runs a run's model on its probe batch.
-
-    Args:
-        config: what to compute, and where.
-        run: the run's folder.
-        hyperparameters: the run's.
-
-    Raises:
-        UserError: the model cannot be built, or the probe batch cannot be read.
-    """
-
-    def __init__(self, config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any]):
-        self._device = select_device(config.device)
-        model = rebuild_model(run, hyperparameters, "use --probe none")
-        self._model = model.to(self._device).eval()
-        self._activations: dict[str, Any] = {}
-        advice = "delete it and run train.py for this run again, or use --probe none"
-        with open_hdf5(run.probe, advice) as file:
-            self._inputs = torch.from_numpy(file["inputs"][()]).to(self._device)
-        if config.probe == "activations":
-            for name, module in self._model.named_modules():
-                if name and not any(module.children()):
-                    module.register_forward_hook(self._keep(f"probe/activations/{name}"))
-
-    def _keep(self, path: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                self._activations[path] = _array(output.clone())  # it may be changed in place
-
-        return hook
-
-    @torch.no_grad()
-    def __call__(self, path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-        """``probe/logits`` [N, classes] and, if asked for, ``probe/activations/<module>``."""
-        self._activations.clear()
-        try:
-            self._model.load_state_dict(checkpoint["model_state_dict"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{path} does not fit the model ({reason}); bring the model's code back, or use "
-                "--probe none"
-            ) from error
-        return {"probe/logits": _array(self._model(self._inputs)), **self._activations}

@@ -1,13 +1,15 @@
 """Errors that are the user's to mend, and the exit codes of the four stages.
 
 Exit codes: 0 done; 2 the user's mistake (one line: what was wrong, the value seen, what to
-do); 1 ours (a traceback); 128 + n stopped by signal n after a checkpoint was written.
+do); 1 ours (a traceback); 128 + n stopped by signal n, with whole files and nothing else left.
 """
 
 import errno
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
 _STORAGE_ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -29,6 +31,10 @@ class UserError(Exception):
 
 class Unreadable(UserError):
     """A file is missing, damaged or incomplete; a pass over many files can go on without it."""
+
+
+class Unwritable(UserError):
+    """A file cannot be written; the next one in its folder could not be either."""
 
 
 def left_out(errors: Mapping[str, UserError], total: int) -> UserError:
@@ -64,6 +70,7 @@ def run_stage(main: Callable[[], int | None]) -> None:
         main: the stage; returns its exit code, ``None`` meaning 0.
     """
     stage = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, _stop)
     try:
         sys.exit(main() or 0)
     except UserError as error:
@@ -72,8 +79,14 @@ def run_stage(main: Callable[[], int | None]) -> None:
         if error.errno not in _STORAGE_ADVICE:
             raise
         message = str(storage_error(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"{stage}: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        sys.exit(128 + number)
     print(f"{stage}: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End as after Ctrl-C, cleaning up on the way."""
+    raise KeyboardInterrupt(number)

@@ -1,18 +1,18 @@
 """Files that are whole or absent: written beside the target, flushed, then renamed over it."""
 
 import errno
-import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-from Utils.errors import Unreadable, UserError, storage_error
+from Utils.errors import Unreadable, Unwritable, UserError, storage_error
+from Utils.hdf5 import Hdf5Writer
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: gets the temporary file beside the target that it has to write.
 
     Raises:
-        UserError: full disk, read-only folder and the like; the old file is intact.
+        Unwritable: full disk, read-only folder and the like; the old file is intact.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -33,11 +33,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise storage_error(error, path) from error
+        raise Unwritable(str(storage_error(error, path))) from error
     except RuntimeError as error:  # how torch.save reports that a write failed
         if "writ" not in str(error) and "unexpected pos" not in str(error):
             raise
-        raise storage_error(OSError(_free_space_errno(path), str(error)), path) from error
+        full = OSError(_free_space_errno(path), str(error))
+        raise Unwritable(str(storage_error(full, path))) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -76,7 +77,7 @@ def read_json(path: Path, if_missing: str, if_damaged: str) -> Any:
 
 def write_hdf5(
     path: Path,
-    arrays: Mapping[str, Any],
+    arrays: Mapping[str, Any] | Iterable[tuple[str, Any]],
     attributes: Mapping[str, Any] | None = None,
     dimensions: Mapping[str, tuple[str, ...]] | None = None,
     array_attributes: Mapping[str, Mapping[str, str]] | None = None,
@@ -85,8 +86,9 @@ def write_hdf5(
 
     Args:
         path: the target.
-        arrays: numpy arrays (or what converts to them) by dataset path; readers find the
-            members of a group in this order.
+        arrays: numpy arrays (or what converts to them, or :class:`Utils.hdf5.Stream`) by
+            dataset path; readers find the members of a group in this order. Of pairs that are
+            made one after another, only one is held.
         attributes: of the file's root.
         dimensions: for some dataset paths, the dataset that scales each axis, attached as
             HDF5 dimension scales. xarray asks that all axes of a dataset have one, and that
@@ -95,78 +97,14 @@ def write_hdf5(
     """
 
     def write(file: Path) -> None:
-        with _ErrorKeepingFile(file) as target:
-            with h5py.File(target, "w", track_order=True) as h5:
-                groups: dict[str, h5py.Group] = {"": h5}
-                held = {
-                    name: _group_of(groups, name).create_dataset(_last(name), data=array)
-                    for name, array in arrays.items()
-                }
-                for key, value in (attributes or {}).items():
-                    h5.attrs[key] = value
-                for name, values in (array_attributes or {}).items():
-                    held[name].attrs.update(values)
-                _attach_scales(held, dimensions or {})
-            if target.error is not None:
-                raise target.error
+        with Hdf5Writer(file) as h5:
+            h5.write(arrays.items() if isinstance(arrays, Mapping) else arrays)
+            h5.attributes(attributes or {})
+            for name, values in (array_attributes or {}).items():
+                h5.attributes(values, name)
+            h5.scales(dimensions or {})
 
     write_atomically(path, write)
-
-
-class _ErrorKeepingFile(io.FileIO):
-    """A file for HDF5 to write to, which is told that all went well.
-
-    HDF5 answers a failed write, of which a full disk brings hundreds, with a message for each
-    object in the file, and may crash when the process ends.
-
-    Attributes:
-        error: the first one.
-    """
-
-    def __init__(self, path: Path):
-        super().__init__(path, "wb+")
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write everything, or keep the reason why not."""
-        rest = memoryview(data).cast("B")
-        size = len(rest)
-        while rest and self.error is None:
-            try:
-                rest = rest[super().write(rest) :]
-            except OSError as error:
-                self.error = error
-        return size
-
-    def truncate(self, size: int | None = None) -> int:
-        """Set the file's size, or keep the reason why not."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-
-def _attach_scales(
-    held: Mapping[str, h5py.Dataset], dimensions: Mapping[str, tuple[str, ...]]
-) -> None:
-    for scale in dict.fromkeys(scale for scales in dimensions.values() for scale in scales):
-        held[scale].make_scale(_last(scale))
-    for name, scales in dimensions.items():
-        for axis, scale in enumerate(scales):
-            held[name].dims[axis].attach_scale(held[scale])
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
-def _group_of(groups: dict[str, h5py.Group], name: str) -> h5py.Group:
-    """The group that holds dataset ``name``, made with the order of its members kept."""
-    path = name.rpartition("/")[0]
-    if path not in groups:
-        groups[path] = _group_of(groups, path).create_group(_last(path), track_order=True)
-    return groups[path]
 
 
 @contextmanager

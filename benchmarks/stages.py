@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,20 @@ from Utils.config import C, validate
 from Utils.rundir import RunFolder
 from Utils.storage import datasets, write_hdf5
 
-MODELS = {"conv": ("default", "cifar10"), "vgg16-bn": ("tinyimagenet", "cifar10")}
-"""By the model's name, its class and its data."""
+MODELS = {
+    "conv": {"model": "conv", "dataset": "cifar10"},
+    "vgg16-bn": {"model": "vgg16-bn", "model_class": "tinyimagenet", "dataset": "cifar10"},
+}
+"""By the model's name, its flags."""
 
 _LAWS = "scale,rescale,translation,balance,budget,rotation"
 
 
-def make_run(run: RunFolder, model: str, model_class: str, data: str, checkpoints: int) -> None:
+def make_run(run: RunFolder, flags: Mapping[str, str], checkpoints: int) -> None:
     """A run as train.py leaves it, trained for one step per checkpoint on random images."""
-    entry = DATASETS[data]
-    flags = {"model": model, "model_class": model_class, "dataset": data}
-    flags |= {"optimizer": "momentum", "momentum": "0.9"}
-    config = validate(TrainConfig, flags, "benchmark")
+    entry = DATASETS[flags["dataset"]]
+    values = {**flags, "optimizer": "momentum", "momentum": "0.9"}
+    config = validate(TrainConfig, values, "benchmark")
     module = build_model(config, entry.input_shape, entry.num_classes)
     laws = find_laws(module, torch.zeros(2, *entry.input_shape), "ce")
     laws.save(run.symmetries)
@@ -106,7 +108,7 @@ def measure(
     for name in models:
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(Path(folder) / "e" / "x")
-            make_run(run, name, *MODELS[name], checkpoints)
+            make_run(run, MODELS[name], checkpoints)
             seconds = interleaved(
                 {
                     "copy": partial(_copy, run, Path(folder)),

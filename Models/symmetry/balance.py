@@ -10,8 +10,9 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from Models.symmetry.charges import Charges, Reduction
+from Models.symmetry.charges import Charges
 from Models.symmetry.frames import Frame
+from Models.symmetry.reductions import Reduction
 
 _TOLERANCE = 1e-8  # of a sum that vanishes, relative to its terms, in float64
 

@@ -11,12 +11,13 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from Models.symmetry.balance import alike, balance, certified
-from Models.symmetry.charges import Charges, Reduction
+from Models.symmetry.charges import Charges
 from Models.symmetry.elimination import Floats, Ints, scaled_rows
 from Models.symmetry.export import ExportedGraph, UntraceableError, operation
 from Models.symmetry.frames import Frame, find_frames
 from Models.symmetry.labels import Solution
 from Models.symmetry.laws import Family, Kind, Laws
+from Models.symmetry.reductions import Reduction
 from Models.symmetry.scale import ScalePropagation, Slot
 from Models.symmetry.shift import ShiftPropagation
 

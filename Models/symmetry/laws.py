@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from Models.symmetry.charges import Charges, Reduction
+from Models.symmetry.charges import Charges
+from Models.symmetry.reductions import Reduction
 from Utils.storage import open_hdf5, write_hdf5
 
 Kind = Literal["scale", "rescale", "balance", "translation"]
@@ -94,8 +95,7 @@ class Laws:
         deviations are measured against.
         """
         quadratic, quadratic_size = self.quadratic.squares(parameter)
-        linear = self.linear.evaluate(lambda name: parameter(name).double())
-        linear_size = self.linear.evaluate(lambda name: parameter(name).double().abs(), True)
+        linear, linear_size = self.linear.sums(parameter)
         charges = np.concatenate([quadratic, linear])
         return charges, np.concatenate([quadratic_size, linear_size])
 

@@ -12,7 +12,9 @@ import pytest
 import xarray
 
 from Metrics import METRICS, CacheConfig, caching
+from Metrics.cache_file import Part
 from Metrics.features import StepFeatures
+from Metrics.metric import Metric
 from Metrics.registry import DEFAULT_METRICS
 from Metrics.summary import deviation, deviation_table
 from tests.runs import Runs, cache_run, copy_run, extract_run, run_code, train_run
@@ -64,14 +66,14 @@ def test_all_metrics_are_cached_in_one_pass(own: Runs, monkeypatch: pytest.Monke
 def test_features_are_let_go_one_after_another(own: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run = own(BN)
     alive: weakref.WeakSet[StepFeatures] = weakref.WeakSet()
-    update = caching.CacheFile.update
+    compute = Part.of
 
-    def watched(self: caching.CacheFile, step: int, features: StepFeatures) -> bool:
+    def watched(metric: Metric, features: StepFeatures) -> Part:
         alive.add(features)
         assert len(alive) == 1
-        return update(self, step, features)
+        return compute(metric, features)
 
-    monkeypatch.setattr(caching.CacheFile, "update", watched)
+    monkeypatch.setattr(Part, "of", watched)
     gc.disable()
     try:
         cache_run(run)
@@ -157,16 +159,16 @@ def test_a_dense_step_that_two_checkpoints_recorded_counts_once(
 def test_long_passes_are_saved_on_the_way(own: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, run = own(BN), own(BN)
     cache_run(whole)
-    update = caching.CacheFile.update
+    compute = Part.of
 
-    def dying(self: caching.CacheFile, step: int, features: StepFeatures) -> bool:
-        if step == 10:
+    def dying(metric: Metric, features: StepFeatures) -> Part:
+        if features.step == 10:
             raise KeyboardInterrupt
-        return update(self, step, features)
+        return compute(metric, features)
 
     with monkeypatch.context() as patch:
         patch.setattr(caching, "_SECONDS_BETWEEN_WRITES", -1.0)
-        patch.setattr(caching.CacheFile, "update", dying)
+        patch.setattr(Part, "of", dying)
         with pytest.raises(KeyboardInterrupt):
             cache_run(run)
     assert steps_of(run.cache("scale")) == [0, 5, 6]

@@ -1,0 +1,188 @@
+"""One metric's cache.
+
+``cache/{metric}{suffix}.h5`` holds, T being checkpoints, U units of a layer, D steps of the
+dense record: ``steps`` [T], ``time`` [T], ``sources`` [T] (which checkpoints), the metric's
+``<curve>/<layer>`` [T, U], ``dense/steps`` [D], ``dense/time`` [D], ``dense/<curve>/<layer>``
+[D], and ``gate/<layer>`` [U] with the attribute ``reason``. Dimension scales name every axis;
+units are counted by ``<layer> unit`` [U].
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from Metrics.features import StepFeatures
+from Metrics.metric import Arrays, Derives, Metric, Verdict
+from Metrics.registry import MetricEntry
+from Utils.errors import UserError
+from Utils.storage import datasets, open_hdf5, write_hdf5
+
+_AGAIN = "run cache.py again with --overwrite"
+_UNIT = " unit"
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step adds to a cache.
+
+    Attributes:
+        arrays: by path, of one checkpoint, or of the dense steps before it.
+        verdicts: whether theory applies, by layer.
+    """
+
+    arrays: Arrays
+    verdicts: Mapping[str, Verdict]
+
+    @classmethod
+    def of(cls, metric: Metric, features: StepFeatures) -> "Part":
+        """A metric at a step; raises ``UserError`` if it cannot be computed."""
+        rows = {"time": features.time, **metric.rows(features)}
+        arrays = {path: np.asarray(row)[None] for path, row in rows.items()}
+        return cls(arrays | dict(metric.dense(features)), metric.verdicts(features))
+
+
+class CacheFile:
+    """One metric's cache, as far as it goes, and what a pass adds to it.
+
+    Args:
+        entry: the metric.
+        path: the file; what it holds already is read.
+        metric: computes the rest.
+        overwrite: begin anew.
+
+    Raises:
+        UserError: the file is damaged, or was made with other flags.
+    """
+
+    def __init__(self, entry: MetricEntry, path: Path, metric: Metric, overwrite: bool):
+        self.path, self._entry, self._metric = path, entry, metric
+        self._sources: dict[int, str] = {}
+        self._parts: dict[str, list[Array]] = {}
+        self._verdicts: Mapping[str, Verdict] = {}
+        self._changed = False
+        if path.exists() and not overwrite:
+            with open_hdf5(path, _AGAIN) as file:
+                self._check_settings(json.loads(file.attrs["settings"]))
+                self._read(file)
+
+    @property
+    def name(self) -> str:
+        """The metric's."""
+        return self._entry.name
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        for name, value in self._metric.settings.items():
+            if settings[name] != value:
+                raise UserError(
+                    f"{self.path} was made with --{name} {settings[name]}, not {value}; use that, "
+                    "choose another --suffix, or begin anew with --overwrite"
+                )
+
+    def _read(self, file: h5py.File) -> None:
+        arrays = {path: dataset[()] for path, dataset in datasets(file)}
+        derived = self._derived(arrays)
+        sources = arrays.pop("sources").astype(str).tolist()
+        self._sources = dict(zip(arrays.pop("steps").tolist(), sources, strict=True))
+        gates = file.get("gate", {})
+        self._verdicts = {
+            layer: Verdict(gates[layer][()], gates[layer].attrs["reason"]) for layer in gates
+        }
+        self._parts = {
+            path: [array]
+            for path, array in arrays.items()
+            if not path.startswith("gate/") and not path.endswith(_UNIT) and path not in derived
+        }
+
+    def _derived(self, curves: Arrays) -> Arrays:
+        """What follows from the curves of all steps together."""
+        return self._metric.derived(curves) if isinstance(self._metric, Derives) else {}
+
+    def lacks(self, step: int) -> bool:
+        """Whether a step is not here yet."""
+        return step not in self._sources
+
+    def add(self, step: int, source: str, part: Part) -> None:
+        """Add a step that is not here yet, from a checkpoint that ``source`` identifies."""
+        for path, array in part.arrays.items():
+            self._parts.setdefault(path, []).append(array)
+        if step > max(self._sources, default=-1):
+            self._verdicts = part.verdicts
+        self._sources[step] = source
+        self._changed = True
+
+    def check(self, step: int, source: str) -> None:
+        """Raise ``UserError`` if what is here of a step came from another checkpoint."""
+        if self._sources[step] != source:
+            raise UserError(f"{self.path}: its step {step} is of another training; {_AGAIN}")
+
+    def write(self) -> None:
+        """Save what was read and added, in the order of the steps."""
+        if not self._changed:
+            return
+        gates = {f"gate/{layer}": v.open.astype(np.uint8) for layer, v in self._verdicts.items()}
+        reasons = {f"gate/{layer}": {"reason": v.reason} for layer, v in self._verdicts.items()}
+        arrays = self._curves() | gates
+        scales = {path: _scales(path, array.ndim) for path, array in arrays.items()}
+        units = {
+            scale: np.arange(arrays[path].shape[-1])
+            for path, names in scales.items()
+            for scale in names
+            if scale.endswith(_UNIT)
+        }
+        steps = sorted(self._sources)
+        sources = [self._sources[step] for step in steps]
+        head = {"steps": np.array(steps, np.int64), "sources": np.array(sources, "S")}
+        scales["sources"] = ("steps",)
+        write_hdf5(self.path, head | arrays | units, self._attributes(sources), scales, reasons)
+        self._changed = False
+
+    def _curves(self) -> dict[str, Array]:
+        """The curves over ascending steps; a dense step that two checkpoints recorded, once."""
+        arrays = {path: np.concatenate(parts) for path, parts in self._parts.items()}
+        order = np.argsort(list(self._sources))
+        dense_order = np.unique(arrays.get("dense/steps", []), return_index=True)[1]
+        curves = {
+            path: array[dense_order if path.startswith("dense/") else order]
+            for path, array in arrays.items()
+        }
+        return curves | dict(self._derived({"steps": np.array(sorted(self._sources)), **curves}))
+
+    def _attributes(self, sources: Sequence[str]) -> dict[str, str]:
+        entry = self._entry
+        return {
+            "metric": entry.name,
+            "title": entry.title,
+            "ylabel": entry.ylabel,
+            "units": entry.units,
+            "kind": entry.kind,
+            "citation": entry.citation,
+            "settings": json.dumps(dict(self._metric.settings)),
+            "features_hash": hashlib.sha256("\n".join(sources).encode()).hexdigest(),
+            "versions": _versions(),
+        }
+
+
+@cache
+def _versions() -> str:
+    return json.dumps({name: metadata.version(name) for name in ("torch", "numpy", "h5py")})
+
+
+def _scales(path: str, axes: int) -> tuple[str, ...]:
+    """The dimension scale of each axis of a dataset."""
+    group, _, layer = path.rpartition("/")
+    units = f"{layer}{_UNIT}"
+    if group == "gate":
+        return (units,)
+    steps = "dense/steps" if path.startswith("dense/") else "steps"
+    return () if path == steps else (steps, units)[:axes]
