@@ -15,7 +15,8 @@ def theory(name: str, depth: int, family: Family = "sgd", bias: bool = False) ->
     return explain(build_parametrization(name, family, depth), depth, family, bias)
 
 
-def uniform(first: Any, hidden: Any, readout: Any, depth: int) -> tuple[F, ...]:
+def uniform(roles: tuple[Any, ...], depth: int) -> tuple[F, ...]:
+    first, hidden, readout = roles
     return (F(first), *[F(hidden)] * (depth - 1), F(readout))
 
 
@@ -42,13 +43,13 @@ def test_stable_parametrizations_at_any_depth(row: tuple[Any, ...], depth: int) 
     assert found.r == r
     assert (found.stable, found.trivial) == (True, False)
     assert found.regime == ("feature learning" if r == 0 else "kernel regime")
-    assert found.initial["preactivation"] == uniform(F(0), F(0), f0, depth)
+    assert found.initial["preactivation"] == uniform((F(0), F(0), f0), depth)
     assert set(found.initial["gradient"]) == {gradient}
-    assert found.first["own"] == uniform(*own, depth)
+    assert found.first["own"] == uniform(own, depth)
     assert found.first["change"][-1] == df
     assert found.first["change"][-2] == -r
-    assert found.first["update operator norm"] == uniform(*norms, depth)
-    assert found.first["kernel"] == uniform(*kernels, depth)
+    assert found.first["update operator norm"] == uniform(norms, depth)
+    assert found.first["kernel"] == uniform(kernels, depth)
     assert found.relative_kernel == max(-2 * r, -r - H if r else 0)
     assert first_is_slow == (found.first["own"][0] != -r)
 
@@ -58,7 +59,7 @@ def ratios(found: Any) -> list[F]:
     return [x - y for x, y in pairs if x is not None]
 
 
-def frobenius_ratio(found: Any, layer: int) -> F:
+def frobenius_ratio(found: Any, layer: int) -> Any:
     change = found.first["update frobenius norm"][layer]
     assert change is not None
     return change - found.initial["frobenius norm"][layer]
@@ -80,7 +81,7 @@ def test_norms_of_updates_relative_to_the_weights_at_depth_three(
     name: str, operator: tuple[F, F, F], hidden_frobenius: F
 ) -> None:
     found = theory(name, 3)
-    assert ratios(found) == list(uniform(*operator, 3))
+    assert ratios(found) == list(uniform(operator, 3))
     assert frobenius_ratio(found, 1) == hidden_frobenius
 
 
@@ -94,8 +95,8 @@ def test_standard_parametrization_at_learning_rate_one_explodes(depth: int) -> N
     if depth > 1:
         assert found.first["change"][-2] == F(depth - 1, 2)
         assert found.first["change"][-1] == F(depth + 1, 2)
-    assert found.first["kernel"] == uniform(F(0), F(1), F(1), depth)
-    assert found.first["update operator norm"] == uniform(F(0), H, H, depth)
+    assert found.first["kernel"] == uniform((F(0), F(1), F(1)), depth)
+    assert found.first["update operator norm"] == uniform((F(0), H, H), depth)
     assert found.relative_kernel is None
 
 
@@ -122,7 +123,7 @@ def test_integrable_networks_with_a_large_first_step_learn(depth: int) -> None:
     assert found.first["own"] == (0,) * (depth + 1)
     assert found.first["change"] == (0,) * (depth + 1)
     assert found.later["own"] == found.later["change"] == (0,) * (depth + 1)
-    assert found.first["update operator norm"] == uniform(H, F(0), -H, depth)
+    assert found.first["update operator norm"] == uniform((H, F(0), -H), depth)
     assert found.later["kernel"] == (0,) * (depth + 1)
     assert (found.stable, found.regime, found.relative_kernel) == (True, "feature learning", 0)
     if depth > 1:
@@ -171,7 +172,7 @@ def test_adam_under_maximal_update(name: str) -> None:
 def test_adam_in_its_kernel_limit(depth: int) -> None:
     abc = build_parametrization("ntk", "adam", depth)
     assert [e.rate("adam") for e in abc.layers] == [H, *[3 * H] * (depth - 1), 1]
-    found = explain(abc, depth, "adam")
+    found = theory("ntk", depth, "adam")
     assert set(found.first["change"][:-1]) == {-H}
     assert (found.first["change"][-1], found.regime) == (0, "kernel regime")
 
