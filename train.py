@@ -4,6 +4,7 @@ from typing import Any
 
 from Data import DATASETS
 from Models import MODELS, NONLINEARITIES
+from Models.parametrization import PARAMETRIZATIONS
 from Training import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES, TrainConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
@@ -18,18 +19,24 @@ def main() -> int:
         DATASETS,
         *MODELS.values(),
         NONLINEARITIES,
+        PARAMETRIZATIONS,
         LOSSES,
         OPTIMIZERS,
         SCHEDULES,
         BUFFERS,
     )
     config = parse(TrainConfig, epilog="\n\n".join(f"{r.kind}:\n{r.table()}" for r in registries))
-    run = None if config.list_laws else RunFolder(config.run_path)
+    run = None if config.list_laws or config.explain else RunFolder(config.run_path)
 
     from Training.run import list_laws, train  # brings torch, which usage errors need not wait for
 
     if run is not None:
         return train(config, run)
+    if config.explain:
+        from Training.parametrized import explanation
+
+        print(explanation(config))
+        return 0
     print(list_laws(config))
     return 0
 

@@ -26,6 +26,7 @@ WITHOUT_EFFECT = frozenset(
         "device",
         "tpu",
         "list_laws",
+        "explain",
     }
 )
 """Flags that may differ between a command and its continuation."""

@@ -11,6 +11,7 @@ from Data import load_dataset
 from Data.batches import probe_batch
 from Data.dataset import Dataset, Examples
 from Models import build_model
+from Models.parametrization.scales import Scales
 from Models.symmetry import Laws, find_laws
 from Training.backends import start
 from Training.backends.backend import Backend
@@ -18,6 +19,7 @@ from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
 from Training.loop import Trainer
+from Training.parametrized import resolve
 from Training.recorder import FolderRecorder, Recorder, Silence
 from Training.schedule import Schedule
 from Training.state import TrainingState
@@ -72,12 +74,26 @@ def _train_on(backend: Backend, config: TrainConfig, run: RunFolder) -> int:
 
         backend.on_first(take)
         log = stage_logger("train", run.logs / "run.log") if backend.is_first else silence()
+        scales = backend.on_first(lambda: _scales(config, run, dataset, log))
         checkpoint, laws = backend.on_first(lambda: _newest(config, run, model, log))
         if checkpoint is not None:
             load_weights(model, checkpoint)  # first, as all else is made for this very model
-        state = TrainingState.initial(config, model, dataset, laws, backend)
-        backend.on_first(lambda: _write_descriptions(config, run, dataset, state))
+        state = TrainingState.initial(config, model, dataset, laws, backend, scales)
+        backend.on_first(lambda: _write_descriptions(config, run, dataset, state, scales))
         return _train(config, run, dataset.test, state, checkpoint, log)
+
+
+def _scales(
+    config: TrainConfig, run: RunFolder, dataset: Dataset, log: logging.Logger
+) -> Scales | None:
+    """What the parametrization makes of the learning rates; the user sees it when a run begins."""
+    stored = None
+    if run.hyperparameters.exists():
+        stored = run.read_hyperparameters().get("task", {}).get("parametrization")
+    scales = resolve(config, dataset, stored)
+    if scales is not None and stored is None:
+        log.info("parametrization %s:\n%s", config.param or "--abc", scales.table())
+    return scales
 
 
 def _newest(
@@ -130,7 +146,11 @@ def _laws(config: TrainConfig, model: nn.Module) -> Laws:
 
 
 def _write_descriptions(
-    config: TrainConfig, run: RunFolder, dataset: Dataset, state: TrainingState
+    config: TrainConfig,
+    run: RunFolder,
+    dataset: Dataset,
+    state: TrainingState,
+    scales: Scales | None,
 ) -> None:
     """What later stages need besides checkpoints; a continued run has it already."""
     if not run.probe.exists():
@@ -146,6 +166,8 @@ def _write_descriptions(
             "phases": state.schedule.describe(),
             "replicas": state.backend.replicas,
         }
+        if scales is not None:
+            task["parametrization"] = scales.flat()
         run.write_hyperparameters(describe(config, str(state.backend), task))
 
 
