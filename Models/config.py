@@ -1,5 +1,6 @@
 """The flags that say which model is built."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import pydantic
@@ -108,6 +109,19 @@ class ModelConfig(Config):
         "float32", description="Number format of parameters, inputs and gradients."
     )
     seed: int = Field(1, ge=0, description="Every stream of randomness is derived from it.")
+
+    @classmethod
+    def saved_in(cls, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a model in a saved configuration.
+
+        Args:
+            hyperparameters: of a run; one made before parametrizations existed has none.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        fields = [f for f in cls.model_fields if f in hyperparameters or f not in _PARAMETRIZATION]
+        return {field: hyperparameters[field] for field in fields}
 
     @property
     def is_parametrized(self) -> bool:

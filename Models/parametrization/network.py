@@ -171,7 +171,7 @@ class Parametrized:
         """
         config, abc = self.config, self.abc(self._family_of_init)
         at_base = self._anchored and set(self.growth.values()) == {1.0}
-        width = [] if at_base or not config.base_width else [config.width or 0]
+        width = [] if at_base else [config.width or 0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "init", *width))
             model = construct(config, self.input_shape, self.num_classes)

@@ -20,6 +20,7 @@ from tests.training.helpers import Train, differences
 from Training.checkpoints import load_checkpoint
 from Training.config import TrainConfig
 from Training.optimizers import build_optimizer
+from Training.rebuild import rebuild_model
 from Training.registry import OPTIMIZERS
 from Training.schedule import Schedule
 from Training.state import schedule_multipliers
@@ -138,7 +139,57 @@ def test_equal_scales_share_a_group_and_the_base_width_has_one() -> None:
     assert len(groups) == 3  # input and its vectors; hidden and finite; readout
 
 
+@pytest.mark.parametrize("optimizer", ["sgd --lr 0.1", "adam --lr 0.01 --eps 1e-3"])
+def test_attention_divides_by_the_size_of_a_head(optimizer: str) -> None:
+    """muP's 1/d is 1/√d with queries divided by √(d/d₀), here once in weights, once outside."""
+    flags = "--model vit --depth 1 --heads 2 --patch-size 2 --param mup-table8 --base-width 8"
+    given = f"{flags} --width 32 --dtype float64 --optimizer {optimizer}"
+    plain = f"{given} --roles blocks.*.attention.q.weight=hidden"
+    runs = []
+    for chosen in (given, plain):
+        config = parse(TrainConfig, chosen.split())
+        network = Parametrized(config, (1, 4, 4), 3)
+        entry = OPTIMIZERS[config.optimizer]
+        assert entry.family is not None
+        model, scales = network.build(), network.scales(entry.family, entry.decay)
+        if chosen == plain:
+            query = model.get_submodule("blocks.0.attention.q")
+            query.register_forward_hook(lambda _, args, output: output / 2)  # √(32/8)
+        runs.append((model, build_optimizer(config, model, scales)))
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        x = torch.randn(6, 1, 4, 4, generator=generator, dtype=torch.float64)
+        losses = []
+        for model, steps in runs:
+            loss = (model(x) - x.flatten(1)[:, :3]).square().mean()
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            losses.append(float(loss.detach()))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-11)
+
+
 # ---------------------------------------------------------------------- whole runs
+
+
+def test_runs_from_before_parametrizations_go_on(trains: Train, run: RunFolder) -> None:
+    assert trains() == 0
+    saved = json.loads(run.hyperparameters.read_text())
+    assert "parametrization" not in saved["task"]
+    for flag in ("param", "abc", "roles", "base_width", "base_shapes", "explain"):
+        del saved[flag]
+    run.hyperparameters.write_text(json.dumps(saved))
+    assert trains() == 0
+    assert list(rebuild_model(run, saved, "").state_dict()) == list(
+        checkpoint(run, 24)["model_state_dict"]
+    )
+
+
+def test_later_stages_rebuild_a_parametrized_model(trains: Train, run: RunFolder) -> None:
+    assert trains("--param mup --epochs 0") == 0
+    rebuilt = rebuild_model(run, run.read_hyperparameters(), "").state_dict()
+    first = checkpoint(run, 0)["model_state_dict"]
+    assert all(torch.equal(rebuilt[name], first[name]) for name in first)
 
 
 def checkpoint(run: RunFolder, step: int) -> dict[str, Any]:
