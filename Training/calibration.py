@@ -21,7 +21,7 @@ from Training.registry import LOSSES, OPTIMIZERS
 from Utils.errors import UserError
 
 _HIDDEN, _READOUT = 1.0, 0.1
-_SEED = 0
+_SEED, _EXAMPLES = 0, 256
 
 
 def calibrate(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
@@ -44,8 +44,7 @@ def calibrate(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
     scales = network.scales(optimizer.family, optimizer.decay)
     model = network.build()
     dtype = getattr(torch, config.dtype)
-    size = 2 * config.train_batch_size
-    inputs, targets = random_batch(dataset.train, size, _SEED, "probe", dtype=dtype)
+    inputs, targets = random_batch(dataset.train, _EXAMPLES, _SEED, "probe", dtype=dtype)
     half = (len(inputs) + 1) // 2
     loss: Tensor = LOSSES[config.loss].load()(model(inputs[:half]), targets[:half])
     loss.backward()  # type: ignore[no-untyped-call]
