@@ -183,6 +183,11 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
             abc = build_parametrization(self.param, chosen.family, 2)
         else:
             abc = parse_abc(self.abc, layers_of(self.abc))
+        if self.calibrate_width and chosen.family != "sgd":
+            raise ValueError(
+                f"--calibrate-width {self.calibrate_width} measures a step of SGD, not of "
+                f"--optimizer {self.optimizer}; leave it out"
+            )
         if self.calibrate_width and not abc.first_steps:
             raise ValueError(
                 f"--calibrate-width {self.calibrate_width}: only a first step of its own is "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from Training.state import schedule_multipliers
 from Utils.cli import parse
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
+
+FIRST = "{input: {c: 0, first: -1}, hidden: {a: 1}, readout: {a: 1}, first_steps: 1}"
+"""Exponents with a first step of its own, in one line."""
 
 N, DEPTH, STEPS = 12, 4, 12
 
@@ -244,6 +248,12 @@ def test_calibration_is_the_same_for_all_widths_and_seeds(trains: Train, run: Ru
     assert all(math.isfinite(rate) and rate > 0 for rate in found[0])
 
 
+def test_calibration_needs_a_chain(trains: Train, tmp_path: Path) -> None:
+    (tmp_path / "abc.yaml").write_text(FIRST)
+    with pytest.raises(UserError, match="goes through a plain chain of layers"):
+        trains(f"--model fc-bn --width 8 --abc {tmp_path}/abc.yaml --calibrate-width 8")
+
+
 def test_the_command_line_tells_roles_and_theory(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "e" / "x")
     flags = "--model fc --depth 3 --width 16 --epochs 1"
@@ -258,7 +268,7 @@ def test_the_command_line_tells_roles_and_theory(tmp_path: Path) -> None:
 
 
 def scales_for(flags: str) -> Scales:
-    config = parse(TrainConfig, flags.split())
+    config = parse(TrainConfig, shlex.split(flags))
     entry = OPTIMIZERS[config.optimizer]
     return Parametrized(config, (1, 8, 8), 10).scales(entry.family or "sgd", entry.decay)
 
@@ -269,6 +279,7 @@ def scales_for(flags: str) -> Scales:
         ("--explain", "--explain is about a parametrization"),
         ("--param mup --calibrate-width 8", "only a first step of its own is calibrated"),
         ("--param ipllr --optimizer adam", "use --param ip"),
+        (f"--abc '{FIRST}' --optimizer adam --calibrate-width 8", "measures a step of SGD, not of"),
         ("--param mup --optimizer lamb", "relative to the size of each parameter; use sgd"),
         ("--base-width 8", "--base-width: not read by training without --param"),
         ("--roles a=hidden", "--roles: not read by training without --param"),
