@@ -122,10 +122,14 @@ class CacheFile:
         self._changed = True
         return True
 
-    def write(self) -> None:
-        """Save what was read and added, in the order of the steps."""
+    def has(self, step: int, source: str | None) -> bool:
+        """Whether a step is here, from the features of a certain checkpoint."""
+        return source is not None and self._sources.get(step) == source
+
+    def write(self) -> bool:
+        """Save what was read and added, in the order of the steps; whether there was any."""
         if not self._changed:
-            return
+            return False
         gates = {f"gate/{layer}": v.open.astype(np.uint8) for layer, v in self._verdicts.items()}
         reasons = {f"gate/{layer}": {"reason": v.reason} for layer, v in self._verdicts.items()}
         arrays = self._curves() | gates
@@ -142,6 +146,7 @@ class CacheFile:
         scales["sources"] = ("steps",)
         write_hdf5(self.path, head | arrays | units, self._attributes(sources), scales, reasons)
         self._changed = False
+        return True
 
     def _curves(self) -> dict[str, Array]:
         """The curves over ascending steps; a dense step that two checkpoints recorded, once."""
@@ -194,13 +199,13 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
     context = Context(laws, config, hyperparameters, model_at, predict)
     entries, without = _with_and_without_buffers(config, context.buffers)
     if theirs:
-        refuse_their_files(run.cache(entry.name, config.suffix) for entry in entries)
+        refuse_their_files(run.fetch(run.cache(e.name, config.suffix)) for e in entries)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
         caches = [
             CacheFile(
                 entry,
-                run.cache(entry.name, config.suffix),
+                run.fetch(run.cache(entry.name, config.suffix)),
                 entry.load()(context),
                 config.overwrite,
             )
@@ -208,7 +213,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         ]
         new, unreadable, failed = _pass(run, laws, steps, caches)
         if len(failed) < len(caches):
-            log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
+            folder = run.shown(caches[0].path.parent)
+            log.info("%d new steps of %d cached to %s", new, len(steps), folder)
         if without:
             log.info(without)
         for name, error in failed.items():
@@ -267,15 +273,18 @@ def _pass(
     unreadable, failed = dict[str, UserError](), dict[str, UserError]()
     for step in progress(steps, "caching"):
         path = run.features(step)
+        source = run.tags(path).get("source")
+        if all(cache.has(step, source) for cache in caches):
+            continue  # without fetching it
         try:
-            with step_features(path, laws) as features:
+            with step_features(run.fetch(path), laws) as features:
                 new += _update(caches, step, features, failed)
         except Unreadable as error:
             unreadable[path.name] = error
         if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
-            _write(caches)
+            _write(run, caches)
             written = time.monotonic()
-    _write(caches)
+    _write(run, caches)
     return new, unreadable, failed
 
 
@@ -295,9 +304,10 @@ def _update(
     return added
 
 
-def _write(caches: Sequence[CacheFile]) -> None:
+def _write(run: RunFolder, caches: Sequence[CacheFile]) -> None:
     for cache in caches:
-        cache.write()
+        if cache.write():
+            run.publish(cache.path)
 
 
 def _scales(path: str, axes: int) -> tuple[str, ...]:

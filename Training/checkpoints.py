@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from Utils.errors import UserError, storage_error
+from Utils.errors import Unreachable, UserError, storage_error
 from Utils.rundir import RunFolder
 from Utils.storage import write_atomically
 
@@ -121,12 +121,17 @@ def newest_checkpoint(run: RunFolder, log: logging.Logger) -> Checkpoint | None:
     Args:
         run: the run.
         log: gets a line for each newer one that cannot be read and is passed over.
+
+    Raises:
+        Unreachable: the run's bucket does not tell.
     """
     for step in reversed(run.checkpoint_steps()):
         try:
-            return load_checkpoint(run.checkpoint(step), mmap=False)
+            return load_checkpoint(run.fetch(run.checkpoint(step)), mmap=False)
+        except Unreachable:
+            raise
         except UserError as error:
-            log.warning("passing over a checkpoint: %s", error)
+            log.warning("passing over a checkpoint: %s", run.remote.shown(str(error)))
     return None
 
 

@@ -28,7 +28,7 @@ from Training.config import ExtractConfig
 from Training.rebuild import rebuild_model
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.devices import select_device
-from Utils.errors import Unreadable, UserError, left_out
+from Utils.errors import Unreachable, Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5, write_hdf5
@@ -69,16 +69,21 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
         unreadable: dict[str, UserError] = {}
         for step in progress(todo, "extracting"):
             path = run.checkpoint(step)
-            source = _source(path)
             try:
+                source = _source(run.fetch(path))
                 arrays = _features(path, load_checkpoint(path), in_our_layout, probe)
+            except Unreachable:
+                raise
             except UserError as error:
                 unreadable[path.name] = error
                 continue
             attributes = {"step": step, "source": source, "probe": level}
             write_hdf5(run.features(step), arrays, attributes)
+            of = run.tags(path).get("crc32c", "")
+            run.publish(run.features(step), source=source, probe=level, checkpoint=of)
         new = len(todo) - len(unreadable)
-        log.info("%d new checkpoints of %d extracted to %s", new, len(steps), run.probe.parent)
+        folder = run.shown(run.probe.parent)
+        log.info("%d new checkpoints of %d extracted to %s", new, len(steps), folder)
     if unreadable:
         raise left_out(unreadable, len(steps))
     return new
@@ -107,7 +112,7 @@ def _move_in(
     from Training.upstream_checkpoints import UpstreamCheckpoints, add_laws, add_probe
 
     level: str = config.probe
-    refuse_their_files(run.features(step) for step in run.feature_steps())
+    refuse_their_files(run.fetch(run.features(step)) for step in run.feature_steps())
     if not run.symmetries.exists():
         found = add_laws(run, hyperparameters)
         log.info("a run of neural-mechanics: %d laws found for %s", found, hyperparameters["model"])
@@ -122,9 +127,12 @@ def _move_in(
 
 def _lacks(run: RunFolder, step: int, level: str) -> bool:
     """Whether a step has no features, damaged ones, those of another checkpoint, or less."""
+    known, checkpoint = run.tags(run.features(step)), run.tags(run.checkpoint(step))
+    if known.get("checkpoint") and known["checkpoint"] == checkpoint.get("crc32c"):
+        return _LEVELS.index(known["probe"]) < _LEVELS.index(level)
     try:
-        with open_hdf5(run.features(step), "") as file:
-            if file.attrs["source"] != _source(run.checkpoint(step)):
+        with open_hdf5(run.fetch(run.features(step)), "") as file:
+            if file.attrs["source"] != _source(run.fetch(run.checkpoint(step))):
                 return True
             return _LEVELS.index(file.attrs["probe"]) < _LEVELS.index(level)
     except Unreadable:

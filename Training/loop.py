@@ -94,7 +94,8 @@ class Trainer:
                     self._pause(epoch_ends, observes or epoch_ends, saves)
                 if stopped_by is not None and step < self.total:
                     return self._stop(stopped_by)
-        self.log.info("finished; checkpoints are in %s", self.run.checkpoint(0).parent)
+        folder = self.run.shown(self.run.checkpoint(0).parent)
+        self.log.info("finished; checkpoints are in %s", folder)
         return 0
 
     def _pause(self, epoch_ends: bool, reports: bool, saves: bool) -> None:
@@ -135,7 +136,9 @@ class Trainer:
     def _save(self, metrics: dict[str, float]) -> None:
         self.journal.sync()
         content = {**self.state.state_dict(), **metrics}
-        save_checkpoint(self.run.checkpoint(self.state.step), content)
+        checkpoint = self.run.checkpoint(self.state.step)
+        save_checkpoint(checkpoint, content)
+        self.run.publish(*self.run.logged(), checkpoint)  # the lines before what continues them
         self.state.observer.checkpointed()
 
     def _stop(self, number: int) -> int:

@@ -66,6 +66,7 @@ def _train(
         load_weights(model, checkpoint)  # first of all, as all else is made for this very model
     if checkpoint is None or not run.symmetries.exists():
         _laws(config, model).save(run.symmetries)
+        run.publish(run.symmetries)
     laws = Laws.load(run.symmetries)
     state = TrainingState.initial(config, model, dataset, laws, device)
     _write_descriptions(config, run, dataset, state)
@@ -78,6 +79,7 @@ def _train(
             log.info("step %d/%d is done already; --overwrite starts anew", total, total)
             return 0
         log.info("continuing after step %d/%d", state.step, total)
+    run.fetch(run.journal)
     with closing(state.batches), Journal(run.logs, state.step if checkpoint else -1) as journal:
         trainer = Trainer(config, run, state, total, dataset.test.to(device), journal, log)
         if checkpoint is None:
@@ -98,6 +100,7 @@ def _write_descriptions(
         dtype = getattr(torch, config.dtype)
         inputs, targets = probe_batch(dataset, config.probe_size, config.seed, dtype=dtype)
         write_hdf5(run.probe, {"inputs": inputs.numpy(), "targets": targets.numpy()})
+        run.publish(run.probe)
     if not run.hyperparameters.exists():
         cuda = state.device.type == "cuda"
         device = torch.cuda.get_device_name(state.device) if cuda else "cpu"
@@ -109,6 +112,7 @@ def _write_descriptions(
             "phases": state.schedule.describe(),
         }
         run.write_hyperparameters(describe(config, device, task))
+        run.publish(run.hyperparameters)
 
 
 def _check_smallest_batch(config: TrainConfig, model: nn.Module, dataset: Dataset) -> None:
