@@ -34,6 +34,7 @@ _CHUNK = 16 << 20  # bytes of a large upload in one request, held in memory
 _LONGEST_PAUSE = 4.0
 _WITHIN_UPLOAD = DEFAULT_RETRY.with_timeout(10.0)  # from the last whole chunk
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+_REFUSED = (auth_errors.RefreshError, auth_errors.InvalidOperation)
 _UPLOAD_LOST = frozenset({400, 404, 410})
 """How a server answers that has forgotten an upload of several requests: begin it again."""
 
@@ -297,12 +298,12 @@ class Bucket:
                 f"{self.url(name)} was changed by another process; only one may write a run: stop "
                 "it, or choose another --expid"
             )
-        if isinstance(error, auth_errors.DefaultCredentialsError):
-            return Unreachable(f"gs://{self.name}: there are no Google credentials; run {log_in}")
-        if code == 401 or isinstance(error, auth_errors.RefreshError):
+        if code == 401 or isinstance(error, _REFUSED):
             return Unreachable(
                 f"gs://{self.name}: the Google credentials were refused ({reason}); run {log_in}"
             )
+        if isinstance(error, auth_errors.DefaultCredentialsError):
+            return Unreachable(f"gs://{self.name}: there are no Google credentials; run {log_in}")
         if code == 403:
             return Unreachable(
                 f"{self.url(name)}: access denied ({reason}); give these credentials the role "

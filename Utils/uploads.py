@@ -146,7 +146,7 @@ class Uploads:
         with self._changed:
             if self._trouble is None:
                 self._failing_since = now
-            tags = self._waiting.pop(name, None) or tags
+            tags = self._waiting.pop(name, {}) or tags
             self._waiting = {name: tags} | self._waiting
             self._current, self._trouble, self._fatal = None, trouble, fatal
             self._changed.notify_all()

@@ -306,8 +306,8 @@ class WorkingCopy:
         if name == self._layout.appended:
             self._append(name)
         elif path.exists() and (record is None or not record.fits(path)):
-            before = Record.of(path)
-            generation = 0 if record is None else record.generation
+            before, found = Record.of(path), self._seen.get(name)
+            generation = 0 if found is None else found.generation
             stored = self._bucket.upload(path, self._object_name(name), generation, tags)
             time = before.time if stored.size == before.size else 0  # 0: it has grown meanwhile
             self._seen[name] = stored
