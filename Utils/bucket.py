@@ -198,7 +198,7 @@ class Bucket:
 
         Raises:
             Unreadable: the object is not what was stored.
-            Superseded: it was replaced meanwhile.
+            Superseded: it was replaced or deleted meanwhile.
             Unreachable: the server does not give it.
             UserError: full disk and the like.
         """
@@ -222,14 +222,19 @@ class Bucket:
             target.truncate()
             checked = _Checked(target)
             blob = self._client.bucket(self.name).blob(found.name)
-            blob.download_to_file(
-                checked,
-                raw_download=True,
-                if_generation_match=found.generation,
-                checksum=None,
-                timeout=_DATA_TIMEOUT,
-                retry=None,
-            )
+            try:
+                blob.download_to_file(
+                    checked,
+                    raw_download=True,
+                    if_generation_match=found.generation,
+                    checksum=None,
+                    timeout=_DATA_TIMEOUT,
+                    retry=None,
+                )
+            except GoogleAPICallError as error:
+                if error.code == 404:
+                    raise Superseded(f"{self.url(found.name)} was deleted") from error
+                raise
             return checked.crc32c
 
         read = self._try(operation, found.name)
@@ -290,7 +295,7 @@ class Bucket:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _explained(self, error: Exception, name: str) -> UserError:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).rpartition("Caused by ")[2][:300]
         code = getattr(error, "code", None)
         log_in = "'gcloud auth application-default login', or set GOOGLE_APPLICATION_CREDENTIALS"
         if code == 412:

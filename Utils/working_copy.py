@@ -125,20 +125,25 @@ class WorkingCopy:
         if not path.is_relative_to(self.root):
             return
         name = self._name(path)
-        for _ in range(5):
+        for attempt in range(5):
             try:
-                if not self._bring(name) or self._pin(name):
+                if not self._bring(name, asks=attempt > 0) or self._pin(name):
                     return
             except Superseded:
-                continue  # replaced between two requests
+                continue  # replaced since it was looked at
         raise UserError(f"{self.shown(str(path))} is replaced all the time; run the command again")
 
-    def _bring(self, name: str) -> bool:
-        """Download a file if need be; whether there is one."""
+    def _bring(self, name: str, asks: bool) -> bool:
+        """Download a file if need be, the version that was seen or else the newest.
+
+        Returns:
+            whether there is one.
+        """
         path, record = self.root / name, self._records.get(name)
         if path.exists() and (record is None or not record.fits(path)):
             return True  # not sent yet
-        found = self._bucket.find(self._object_name(name))
+        found = None if asks else self._seen.get(name)
+        found = found or self._bucket.find(self._object_name(name))
         if found is None:
             self._forget(name)
             return False
@@ -186,17 +191,19 @@ class WorkingCopy:
             return
         self._seen = {}
         found, record = self._list("").get(name), self._records.get(name)
-        if record is not None:
-            gone = found is None or found.generation != record.generation
-        else:
-            gone = found is not None and not self._is_here(name, found)
+        path = self.root / name
+        if found is None:
+            gone = record is not None
+        else:  # copied anew it is the same run: the content tells when it was begun
+            same = record is not None and record.generation == found.generation
+            gone = path.exists() and not same and not self._is_here(name, found)
         if gone:
             self._discard(stage)
         for wanted in self._layout.wanted:
             self.fetch(self.root / wanted)
 
     def _is_here(self, name: str, found: Object) -> bool:
-        """Whether a file without a record is that object: the record was not written any more."""
+        """Whether a file is that object, and its record only was not written any more."""
         path = self.root / name
         if not path.exists() or content_of(path) != (found.size, found.crc32c):
             return False

@@ -1,6 +1,7 @@
 """Buckets on this machine: an emulator in a process of its own, and servers that only refuse."""
 
 import http.server
+import json
 import signal
 import socket
 import subprocess
@@ -52,6 +53,16 @@ class Emulator:
         raise TimeoutError("the emulator does not start")
 
     def kill(self) -> None:
+        """Kill it, though not while it writes its one file of metadata, which is not atomic."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            self.process.send_signal(signal.SIGSTOP)
+            try:
+                json.loads((self.folder / ".cloudstorage" / ".meta").read_text())
+                break
+            except (FileNotFoundError, ValueError):
+                self.process.send_signal(signal.SIGCONT)
+                time.sleep(0.002)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.clouds import Cloud, answering, closed_port
+from tests.clouds import Cloud, answering
 from tests.runs import ROOT, TINY, train_run
 from tests.training.helpers import differences, journal_of
 from Training.checkpoints import load_checkpoint
@@ -85,8 +85,8 @@ def assert_same(cloud: Cloud, folder: Path, undisturbed: RunFolder) -> None:
     run = download(cloud, folder)
     assert run.checkpoint_steps() == undisturbed.checkpoint_steps()
     for step in run.checkpoint_steps():
-        pair = [load_checkpoint(r.checkpoint(step)) for r in (run, undisturbed)]
-        assert differences(*pair) == [], f"step {step}"
+        mine, theirs = (load_checkpoint(r.checkpoint(step)) for r in (run, undisturbed))
+        assert differences(mine, theirs) == [], f"step {step}"
     assert journal_of(run) == journal_of(undisturbed)
 
 
@@ -237,17 +237,15 @@ def test_a_server_that_stays_away_leaves_everything_here(
     monkeypatch.setattr(bucket_module, "_WITHIN_UPLOAD", None)
     monkeypatch.setattr(bucket_module, "_TIMEOUT", (0.5, 0.5))
     monkeypatch.setattr(working_copy_module, "PATIENCE", 0.2)
-    hurried = bucket_module.Bucket.__init__
+    make = bucket_module.Bucket.__init__
     with monkeypatch.context() as patched:
-        patched.setattr(
-            bucket_module.Bucket, "__init__", lambda self, name, _: hurried(self, name, 0.3)
-        )
-        gone = closed_port()
-        at_update(5, lambda: patched.setenv("STORAGE_EMULATOR_HOST", gone), patched)
-        with pytest.raises(UserError, match=r"kept on this machine: .*; run the same|run the same"):
+        patched.setattr(bucket_module.Bucket, "__init__", lambda b, name, _: make(b, name, 0.3))
+        at_update(5, cloud.emulator.kill, patched)
+        with pytest.raises(UserError, match=r"; not in the bucket yet, and kept on this machine: "):
             stage("train", OFTEN)
         with pytest.raises(Unreachable, match=f"gs://{cloud.name} does not answer"):
             stage("train", OFTEN)
+    cloud.emulator.start()
     assert RunFolder(local(cloud)).checkpoint_steps() == [0, 2, 4, 6, 8, 10, 12]
     assert stage("train", OFTEN) == 0
     assert_same(cloud, tmp_path / "bucket", undisturbed)
@@ -287,7 +285,7 @@ def test_damaged_objects_are_named_by_the_other_stages(
         stage("extract")
     cloud.damage(f"{RUN}/feats/step0.h5")
     move("third")
-    with pytest.raises(UserError, match=f"{url}/feats/step0.h5 is damaged.*the other"):
+    with pytest.raises(UserError, match=f"{url}/feats/step0.h5 is damaged.*all 1 others"):
         stage("cache", "--metrics translation")
     cloud.damage(f"{RUN}/hyperparameters.json")
     move("fourth")
@@ -341,7 +339,7 @@ def test_a_report_of_an_experiment(
     stage("plot", "--report", "")
     assert stage("plot", "--report", "a") == 0
     assert cloud.names("some/prefix/e/a/img") == ["some/prefix/e/a/img/report.html"]
-    with pytest.raises(UserError, match=r"gs://.*/some/prefix/e/c/hyperparameters\.json does not"):
+    with pytest.raises(UserError, match=r"gs://.*/some/prefix/e/c has no cache to draw"):
         stage("plot", "--report", "c")
 
 
@@ -369,10 +367,10 @@ def test_a_full_disk_while_fetching(
 
 
 def test_the_command_line_reports_a_refusal(cloud: Cloud) -> None:
+    where = "--experiment e --expid x"
     with answering(403) as url:
         done = subprocess.run(
-            [sys.executable, "train.py", *TINY.split(), "--save-dir", cloud.save_dir]
-            + ["--experiment", "e", "--expid", "x"],
+            [sys.executable, "train.py", "--save-dir", cloud.save_dir, *where.split()],
             cwd=ROOT,
             env=os.environ | {"STORAGE_EMULATOR_HOST": url},
             capture_output=True,

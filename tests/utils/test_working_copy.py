@@ -422,3 +422,35 @@ def test_no_permission_is_told_at_once(copy: WorkingCopy, monkeypatch: pytest.Mo
         with pytest.raises(Unreachable, match="access denied"), copy.hold("train", WRITES):
             pass
     assert not os.path.exists(copy.root / "ckpt")
+
+
+def test_what_was_replaced_or_deleted_since_it_was_seen(
+    copy: WorkingCopy,
+    cloud: Cloud,
+    place: BucketPlace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with copy.hold("train", WRITES):
+        put(copy, "id.json", b"1")
+        use(copy, "ab")
+    other = elsewhere(place, tmp_path, monkeypatch)
+    other.refresh()
+    cloud.write("e/x/ckpt/a.tar", b"new")
+    cloud.delete("e/x/ckpt/b.tar")
+    for name in "ab":
+        other.fetch(other.root / f"ckpt/{name}.tar")
+    assert (other.root / "ckpt/a.tar").read_bytes() == b"new"
+    assert here(other) == "a"
+
+
+def test_a_description_that_was_copied_anew_is_of_the_same_run(
+    copy: WorkingCopy, cloud: Cloud
+) -> None:
+    with copy.hold("train", WRITES):
+        put(copy, "id.json", b"1")
+    cloud.write("e/x/id.json", b"1")
+    put(copy, "ckpt/a.tar", b"not sent yet")
+    with copy.hold("train", WRITES):
+        pass
+    assert cloud.read("e/x/ckpt/a.tar") == b"not sent yet"
