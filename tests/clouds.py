@@ -72,7 +72,7 @@ class Emulator:
 
 
 def heed_preconditions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have uploads and deletions fail where Cloud Storage would refuse them."""
+    """Have operations fail where Cloud Storage would refuse them."""
 
     def heeding(operation: Callable[..., Any]) -> Callable[..., Any]:
         def checked(self: storage.Blob, *args: Any, **kwargs: Any) -> Any:
@@ -85,7 +85,7 @@ def heed_preconditions(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return checked
 
-    for name in ("upload_from_file", "delete"):
+    for name in ("upload_from_file", "download_to_file", "delete"):
         monkeypatch.setattr(storage.Blob, name, heeding(getattr(storage.Blob, name)))
 
 
