@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 _TIMEOUT = (5.0, 15.0)  # seconds to connect, and for an answer
 _DATA_TIMEOUT = (5.0, 60.0)
-_CHUNK = 16 << 20  # bytes of a large upload in one request, held in memory
+_CHUNK = 64 << 20  # bytes of a large upload in one request, held in memory
 _LONGEST_PAUSE = 4.0
 _WITHIN_UPLOAD = DEFAULT_RETRY.with_timeout(10.0)  # from the last whole chunk
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
