@@ -5,7 +5,6 @@ writers the second is refused. Nothing waits longer than the client's time limit
 bucket's patience.
 """
 
-import base64
 import io
 import os
 import threading
@@ -15,16 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import google_crc32c
-import requests
-import urllib3
-from google.api_core.exceptions import GoogleAPICallError, RetryError
-from google.auth import exceptions as auth_errors
+from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import storage
-from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from Utils.errors import Unreachable, Unreadable, UserError, storage_error
+from Utils.bucket_errors import CLIENT_ERRORS, Superseded, explained, is_transient
+from Utils.checksums import Checked, Part
+from Utils.errors import Unreachable, Unreadable, storage_error
 
 T = TypeVar("T")
 
@@ -34,13 +30,8 @@ _CHUNK = 64 << 20  # bytes of a large upload in one request, held in memory
 _LONGEST_PAUSE = 4.0
 _WITHIN_UPLOAD = DEFAULT_RETRY.with_timeout(10.0)  # from the last whole chunk
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
-_REFUSED = (auth_errors.RefreshError, auth_errors.InvalidOperation)
 _UPLOAD_LOST = frozenset({400, 404, 410})
 """How a server answers that has forgotten an upload of several requests: begin it again."""
-
-
-class Superseded(UserError):
-    """An object is not as this process left it: another one writes it."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +117,7 @@ class Bucket:
         """
         try:
             with open(path, "rb") as file:
-                return self._store(_Part(file), name, generation, tags or {})
+                return self._store(Part(file), name, generation, tags or {})
         except OSError as error:
             raise storage_error(error, path) from error
 
@@ -152,10 +143,10 @@ class Bucket:
         self, name: str, data: bytes, generation: int, tags: Mapping[str, str] | None = None
     ) -> Object:
         """Like :meth:`upload`, of a few bytes."""
-        return self._store(_Part(io.BytesIO(data)), name, generation, tags or {})
+        return self._store(Part(io.BytesIO(data)), name, generation, tags or {})
 
     def _store(
-        self, content: "_Part", name: str, generation: int, tags: Mapping[str, str]
+        self, content: "Part", name: str, generation: int, tags: Mapping[str, str]
     ) -> Object:
         checksum = content.checksum()
 
@@ -220,7 +211,7 @@ class Bucket:
         def operation() -> str:
             target.seek(0)
             target.truncate()
-            checked = _Checked(target)
+            checked = Checked(target)
             blob = self._client.bucket(self.name).blob(found.name)
             try:
                 blob.download_to_file(
@@ -281,68 +272,11 @@ class Bucket:
         while True:
             try:
                 return operation()
-            except (
-                GoogleAPICallError,
-                RetryError,
-                DataCorruption,
-                auth_errors.GoogleAuthError,
-                requests.RequestException,
-                urllib3.exceptions.HTTPError,  # of downloads, which requests leaves as they are
-            ) as error:
-                if not _is_transient(error, transient) or time.monotonic() + pause > deadline:
-                    raise self._explained(error, name) from error
+            except CLIENT_ERRORS as error:
+                if not is_transient(error, transient) or time.monotonic() + pause > deadline:
+                    raise explained(error, self.name, name) from error
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _explained(self, error: Exception, name: str) -> UserError:
-        reason = " ".join(str(error).split()).rpartition("Caused by ")[2][:300]
-        code = getattr(error, "code", None)
-        log_in = "'gcloud auth application-default login', or set GOOGLE_APPLICATION_CREDENTIALS"
-        if code == 412:
-            return Superseded(
-                f"{self.url(name)} was changed by another process; only one may write a run: stop "
-                "it, or choose another --expid"
-            )
-        if code == 401 or isinstance(error, _REFUSED):
-            return Unreachable(
-                f"gs://{self.name}: the Google credentials were refused ({reason}); run {log_in}"
-            )
-        if isinstance(error, auth_errors.DefaultCredentialsError):
-            return Unreachable(f"gs://{self.name}: there are no Google credentials; run {log_in}")
-        if code == 403:
-            return Unreachable(
-                f"{self.url(name)}: access denied ({reason}); give these credentials the role "
-                "roles/storage.objectUser on the bucket"
-            )
-        if code == 404:
-            return Unreachable(
-                f"gs://{self.name}: there is no such bucket; mend --save-dir, or create it with "
-                f"'gcloud storage buckets create gs://{self.name}'"
-            )
-        if code == 429:
-            return Unreachable(
-                f"gs://{self.name}: too many requests, or a quota is used up ({reason}); wait or "
-                "raise it, and run the same command again"
-            )
-        return Unreachable(
-            f"gs://{self.name} does not answer as it should ({reason}); mend the connection and "
-            "run the same command again"
-        )
-
-
-def content_of(path: Path) -> tuple[int, str]:
-    """Size and CRC32C of a file, as an :class:`Object` that holds it has them."""
-    with open(path, "rb") as file:
-        part = _Part(file)
-        return part.size, part.checksum()
-
-
-def _is_transient(error: Exception, codes: frozenset[int]) -> bool:
-    if isinstance(error, GoogleAPICallError):
-        return error.code in codes
-    if isinstance(error, auth_errors.GoogleAuthError):
-        return isinstance(error, auth_errors.TransportError)
-    return True
 
 
 def _object(blob: Any) -> Object:
@@ -354,49 +288,3 @@ def _object(blob: Any) -> Object:
         blob.updated.timestamp(),
         dict(blob.metadata or {}),
     )
-
-
-class _Checked:
-    """A file that is written once, from its beginning, and its checksum."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file, self._sum = file, 0
-
-    def write(self, data: bytes) -> int:
-        self._sum = google_crc32c.extend(self._sum, data)
-        return self._file.write(data)
-
-    @property
-    def crc32c(self) -> str:
-        return _base64(self._sum)
-
-
-class _Part:
-    """A file as long as it is now, whatever is appended to it."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file, self.size = file, file.seek(0, os.SEEK_END)
-
-    def checksum(self) -> str:
-        """CRC32C as Cloud Storage writes it."""
-        self.seek(0)
-        checksum = 0
-        while part := self.read(1 << 20):
-            checksum = google_crc32c.extend(checksum, part)
-        return _base64(checksum)
-
-    def read(self, size: int = -1) -> bytes:
-        left = self.size - self._file.tell()
-        return self._file.read(left if size is None or size < 0 else min(size, left))
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_END:
-            offset, whence = self.size + offset, os.SEEK_SET
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _base64(checksum: int) -> str:
-    return base64.b64encode(checksum.to_bytes(4, "big")).decode()

@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import finalize
 
-from Utils.bucket import Bucket, Object, Superseded, content_of
+from Utils.bucket import Bucket, Object
+from Utils.bucket_errors import Superseded
+from Utils.checksums import content_of
 from Utils.errors import StorageError, UserError
 from Utils.lease import Lease
 from Utils.locks import file_lock

@@ -11,7 +11,9 @@ import requests
 
 from tests.clouds import Cloud, answering, closed_port
 from Utils import bucket as bucket_module
-from Utils.bucket import Bucket, Superseded, content_of
+from Utils.bucket import Bucket
+from Utils.bucket_errors import Superseded
+from Utils.checksums import Part, content_of
 from Utils.errors import Unreachable, Unreadable, UserError
 
 
@@ -167,7 +169,7 @@ def test_a_damaged_object_is_named(cloud: Cloud, tmp_path: Path) -> None:
 def test_a_file_that_grows_is_stored_as_it_was(
     cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, checksum = tmp_path / "log", bucket_module._Part.checksum
+    file, checksum = tmp_path / "log", Part.checksum
     file.write_bytes(b"a" * (9 << 20))
 
     def grow(self: Any) -> str:
@@ -175,7 +177,7 @@ def test_a_file_that_grows_is_stored_as_it_was(
             more.write(b"b" * 1000)
         return checksum(self)
 
-    monkeypatch.setattr(bucket_module._Part, "checksum", grow)
+    monkeypatch.setattr(Part, "checksum", grow)
     stored = Bucket(cloud.name).upload(file, "log", 0)
     assert stored.size == 9 << 20
     assert set(cloud.read("log")) == set(b"a")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from Utils import lease as lease_module
-from Utils.bucket import Bucket, Object, Superseded
+from Utils.bucket import Bucket, Object
+from Utils.bucket_errors import Superseded
 from Utils.errors import Unreachable, UserError
 from Utils.lease import Lease
 

@@ -16,7 +16,8 @@ from tests.clouds import Cloud, answering, closed_port
 from Utils import bucket as bucket_module
 from Utils import records as records_module
 from Utils import working_copy as working_copy_module
-from Utils.bucket import Bucket, Superseded
+from Utils.bucket import Bucket
+from Utils.bucket_errors import Superseded
 from Utils.errors import StorageError, Unreachable, UserError
 from Utils.places import BucketPlace, bucket_place, cache_limit
 from Utils.storage import write_atomically
