@@ -7,6 +7,7 @@ which state of the file that was. A file without one, or changed since, is not i
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,14 @@ class Records:
         """Whether a file is in the bucket as it is here."""
         record = self.get(name)
         return record is not None and record.fits(self._root / name)
+
+    def owner(self) -> str:
+        """What tells this working copy from all others; made when it is first asked for."""
+        path = self._root / FOLDER / "copy.id"
+        with self.locked("copy.id"):
+            if not path.exists():
+                write_atomically(path, lambda file: file.write_text(secrets.token_hex(16)))
+        return path.read_text()
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:

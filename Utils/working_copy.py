@@ -220,7 +220,7 @@ class WorkingCopy:
             except UserError:
                 return None  # a training here has begun a run that is not in the bucket yet
         for path in [path for path in self.root.rglob("*") if path.is_file()]:
-            if path.suffix not in {".lock", ".lease"}:
+            if path.suffix not in {".lock", ".lease", ".id"}:
                 path.unlink(missing_ok=True)
         return None
 
@@ -272,12 +272,21 @@ class WorkingCopy:
                     self.publish(self.root / name)
                 elif record is None and found is not None and self._is_here(name, found):
                     continue
-                elif (found.generation if found else 0) != (record.generation if record else 0):
+                elif self._is_from_here(found, record):
+                    self.publish(self.root / name)
+                else:
                     if not self._records.is_sent(name):
                         log.warning("%s: what the bucket has is kept, not the copy here", name)
                     self._forget(name)
-                else:
-                    self.publish(self.root / name)
+
+    def _is_from_here(self, found: Object | None, record: Record | None) -> bool:
+        """Whether an object, or its absence, is as this working copy left it.
+
+        A process that was killed while it sent has no record of what arrived.
+        """
+        if (found.generation if found else 0) == (record.generation if record else 0):
+            return True
+        return found is not None and found.tags.get("copy") == self._records.owner()
 
     def _finish(self, writes: Sequence[str]) -> None:
         for name in [name for pattern in writes for name in self._local(pattern)]:
@@ -317,6 +326,7 @@ class WorkingCopy:
         elif path.exists() and (record is None or not record.fits(path)):
             before, found = Record.of(path), self._seen.get(name)
             generation = 0 if found is None else found.generation
+            tags = {**tags, "copy": self._records.owner()}
             stored = self._bucket.upload(path, self._object_name(name), generation, tags)
             time = before.time if stored.size == before.size else 0  # 0: it has grown meanwhile
             self._seen[name] = stored

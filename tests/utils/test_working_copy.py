@@ -455,3 +455,19 @@ def test_a_description_that_was_copied_anew_is_of_the_same_run(
     with copy.hold("train", WRITES):
         pass
     assert cloud.read("e/x/ckpt/a.tar") == b"not sent yet"
+
+
+def test_what_grew_after_it_was_sent_without_a_record(copy: WorkingCopy, cloud: Cloud) -> None:
+    """A process was killed just after an upload, and had written more meanwhile."""
+    with copy.hold("train", WRITES):
+        put(copy, "id.json", b"1")
+        put(copy, "small.h5", b"line 1")
+    before = copy._records.get("small.h5")
+    with copy.hold("train", WRITES):
+        put(copy, "small.h5", b"line 1, line 2")
+    assert before is not None
+    copy._records.keep("small.h5", before)
+    put(copy, "small.h5", b"line 1, line 2, line 3")
+    with copy.hold("train", WRITES):
+        assert (copy.root / "small.h5").read_bytes() == b"line 1, line 2, line 3"
+    assert cloud.read("e/x/small.h5") == b"line 1, line 2, line 3"
