@@ -8,7 +8,7 @@ from Training import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES, TrainConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
 from Utils.registry import Registry
-from Utils.rundir import RunFolder
+from Utils.runs import open_run
 
 
 def main() -> int:
@@ -24,14 +24,16 @@ def main() -> int:
         BUFFERS,
     )
     config = parse(TrainConfig, epilog="\n\n".join(f"{r.kind}:\n{r.table()}" for r in registries))
-    run = None if config.list_laws else RunFolder(config.run_path)
+    if config.list_laws:
+        from Training.run import list_laws
 
-    from Training.run import list_laws, train  # brings torch, which usage errors need not wait for
+        print(list_laws(config))
+        return 0
+    run = open_run(config)
 
-    if run is not None:
-        return train(config, run)
-    print(list_laws(config))
-    return 0
+    from Training.run import train  # brings torch, which usage errors need not wait for
+
+    return train(config, run)
 
 
 if __name__ == "__main__":
