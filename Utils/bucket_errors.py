@@ -42,7 +42,10 @@ def explained(error: Exception, bucket: str, name: str) -> UserError:
         bucket: the bucket's name.
         name: the object's, or the beginning of several.
     """
-    reason = " ".join(str(error).split()).rpartition("Caused by ")[2][:300]
+    reason = " ".join(str(error).split())
+    if "Caused by " in reason:  # requests tells the address again, and again the reason
+        reason = reason.rpartition("Caused by ")[2].partition("(")[2].strip("()\"'")
+    reason = reason[:300]
     code = getattr(error, "code", None)
     log_in = "'gcloud auth application-default login', or set GOOGLE_APPLICATION_CREDENTIALS"
     if code == 412:

@@ -144,9 +144,11 @@ def test_nothing_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         for url in (silent, closed_port()):
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
             begun = time.monotonic()
-            with pytest.raises(Unreachable, match="gs://lab does not answer"):
+            with pytest.raises(Unreachable, match="gs://lab does not answer") as caught:
                 Bucket("lab", patience=0.5).find("a")
             assert 0.2 < time.monotonic() - begun < 5
+        assert "(HTTPConnection(" in str(caught.value)
+        assert "Connection refused); mend the connection" in str(caught.value)
 
 
 def test_missing_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
