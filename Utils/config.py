@@ -13,8 +13,8 @@ import pydantic
 from pydantic import Field
 from tyro.constructors import PrimitiveConstructorSpec
 
+from Utils.buckets.places import folder_of
 from Utils.errors import UserError
-from Utils.places import folder_of
 
 
 def _split(text: Any) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from Utils.buckets.places import BucketPlace, bucket_place
 from Utils.config import RunConfig
 from Utils.errors import StorageError, UserError
-from Utils.places import BucketPlace, bucket_place
 from Utils.rundir import ExperimentFolder, Folder, RunFolder
 
 
@@ -39,7 +39,7 @@ def open_experiment(config: RunConfig) -> Iterator[tuple[ExperimentFolder, list[
         experiment = ExperimentFolder(path)
         yield experiment, [RunFolder(run) for run in experiment.runs()]
         return
-    from Utils.working_copy import Layout, WorkingCopy
+    from Utils.buckets.working_copy import Layout, WorkingCopy
 
     whole = place / config.experiment
     experiment = ExperimentFolder(path, WorkingCopy(whole, Layout()))
@@ -49,7 +49,7 @@ def open_experiment(config: RunConfig) -> Iterator[tuple[ExperimentFolder, list[
 
 def _run_in_bucket(path: Path, place: BucketPlace) -> RunFolder:
     # brings the client of Cloud Storage, which folders of this machine do without
-    from Utils.working_copy import Layout, WorkingCopy
+    from Utils.buckets.working_copy import Layout, WorkingCopy
 
     layout = Layout(
         identity="hyperparameters.json",

@@ -17,10 +17,10 @@ from pydantic import Field
 from scripts.paper import grids
 from scripts.paper.grids import Cell, Grid, Scale
 from scripts.paper.training import Experiment, is_done, needed, train_all
+from Utils.buckets.places import bucket_place
 from Utils.cli import parse
 from Utils.config import Config, Names
 from Utils.errors import UserError, run_stage
-from Utils.places import bucket_place
 from Utils.registry import Entry, Registry
 
 if TYPE_CHECKING:

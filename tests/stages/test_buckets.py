@@ -20,12 +20,12 @@ from tests.training.helpers import differences, journal_of
 from Training.checkpoints import load_checkpoint
 from Training.config import TrainConfig
 from Training.losses import LossRecord
-from Utils import bucket as bucket_module
-from Utils import lease as lease_module
-from Utils import working_copy as working_copy_module
+from Utils.buckets import bucket as bucket_module
+from Utils.buckets import lease as lease_module
+from Utils.buckets import working_copy as working_copy_module
+from Utils.buckets.places import BucketPlace
 from Utils.cli import parse
 from Utils.errors import Unreachable, Unreadable, UserError
-from Utils.places import BucketPlace
 from Utils.rundir import RunFolder
 from Utils.runs import open_run
 

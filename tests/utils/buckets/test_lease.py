@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from Utils import lease as lease_module
-from Utils.bucket import Bucket, Object
-from Utils.bucket_errors import Superseded
+from Utils.buckets import lease as lease_module
+from Utils.buckets.bucket import Bucket, Object
+from Utils.buckets.errors import Superseded
+from Utils.buckets.lease import Lease
 from Utils.errors import Unreachable, UserError
-from Utils.lease import Lease
 
 
 class Heeding(Bucket):

@@ -1,7 +1,7 @@
 """The working copy of a folder in a bucket: files are made here, sent there, and fetched back.
 
-The bucket is the truth: what it holds otherwise than the records here say (:mod:`Utils.records`)
-was changed on another machine, and is fetched again.
+The bucket is the truth: what it holds otherwise than the records here say
+(:mod:`Utils.buckets.records`) was changed on another machine, and is fetched again.
 """
 
 import fcntl
@@ -14,15 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import finalize
 
-from Utils.bucket import Bucket, Object
-from Utils.bucket_errors import Superseded
-from Utils.checksums import content_of
+from Utils.buckets.bucket import Bucket, Object
+from Utils.buckets.checksums import content_of
+from Utils.buckets.errors import Superseded
+from Utils.buckets.lease import Lease
+from Utils.buckets.places import BucketPlace, cache_folder, cache_limit
+from Utils.buckets.records import FOLDER, Record, Records, make_room
+from Utils.buckets.uploads import Uploads
 from Utils.errors import StorageError, UserError
-from Utils.lease import Lease
 from Utils.locks import file_lock
-from Utils.places import BucketPlace, cache_folder, cache_limit
-from Utils.records import FOLDER, Record, Records, make_room
-from Utils.uploads import Uploads
 
 PATIENCE = 60.0
 """Seconds that the end of a stage waits for a bucket that takes nothing."""

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Self
 
-from Utils.bucket import Bucket, Object
-from Utils.bucket_errors import Superseded
+from Utils.buckets.bucket import Bucket, Object
+from Utils.buckets.errors import Superseded
 from Utils.errors import UserError
 
 SECONDS = 180.0

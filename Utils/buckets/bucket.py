@@ -18,8 +18,8 @@ from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from Utils.bucket_errors import CLIENT_ERRORS, Superseded, explained, is_transient
-from Utils.checksums import Checked, Part
+from Utils.buckets.checksums import Checked, Part
+from Utils.buckets.errors import CLIENT_ERRORS, Superseded, explained, is_transient
 from Utils.errors import Unreachable, Unreadable, storage_error
 
 T = TypeVar("T")

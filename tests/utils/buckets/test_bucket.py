@@ -10,10 +10,10 @@ import pytest
 import requests
 
 from tests.clouds import Cloud, answering, closed_port
-from Utils import bucket as bucket_module
-from Utils.bucket import Bucket
-from Utils.bucket_errors import Superseded
-from Utils.checksums import Part, content_of
+from Utils.buckets import bucket as bucket_module
+from Utils.buckets.bucket import Bucket
+from Utils.buckets.checksums import Part, content_of
+from Utils.buckets.errors import Superseded
 from Utils.errors import Unreachable, Unreadable, UserError
 
 

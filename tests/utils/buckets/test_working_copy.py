@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from tests.clouds import Cloud, answering, closed_port
-from Utils import bucket as bucket_module
-from Utils import records as records_module
-from Utils import working_copy as working_copy_module
-from Utils.bucket import Bucket
-from Utils.bucket_errors import Superseded
+from Utils.buckets import bucket as bucket_module
+from Utils.buckets import records as records_module
+from Utils.buckets import working_copy as working_copy_module
+from Utils.buckets.bucket import Bucket
+from Utils.buckets.errors import Superseded
+from Utils.buckets.places import BucketPlace, bucket_place, cache_limit
+from Utils.buckets.working_copy import Layout, WorkingCopy
 from Utils.errors import StorageError, Unreachable, UserError
-from Utils.places import BucketPlace, bucket_place, cache_limit
 from Utils.storage import write_atomically
-from Utils.working_copy import Layout, WorkingCopy
 
 WRITES = ("id.json", "small.h5", "ckpt/*.tar", "logs/run.log")
 LAYOUT = Layout("id.json", ("id.json", "small.h5"), ("ckpt/*.tar",), "logs/run.log")
