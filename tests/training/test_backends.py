@@ -181,6 +181,7 @@ def test_cores_in_bfloat16_and_fewer_of_them(tmp_path: Path) -> None:
          "with: scripts/run_on_tpu.sh my-tpu --zone ZONE -- python train.py --tpu my-tpu "),
         ("--tpu --compile", "--tpu compiles every step already; leave out --compile"),
         ("--tpu --device cpu", "--tpu trains on TPU cores; leave out --device cpu"),
+        ("--tpu --workers 0", "no core is left to train on; use at least 1"),
         ("--precision bf16 --dtype float64", "choose one of them"),
     ],
 )  # fmt: skip
