@@ -25,9 +25,11 @@ from tests.training.helpers import (
 )
 from tests.training.test_conservation import residual
 from Training import TrainConfig
+from Training.buffers import StepBuffers
 from Training.conservation import ConservationObserver
 from Training.losses import LossRecord
 from Training.optimizers import build_optimizer
+from Training.updates import updates_of
 from Utils.config import validate
 from Utils.devices import allow_tf32
 from Utils.rundir import RunFolder
@@ -93,6 +95,30 @@ def test_laws_are_followed(
     observer, network = observed(device, model | OPTIMIZERS[optimizer], dtype)
     assert observer.open.all()
     assert residual(observer, network).max() < limit
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", [{"model": "conv-bn", "width": 4}, VIT], ids=["conv-bn", "vit"])
+def test_measurements_stay_on_the_device(model: dict[str, Any], optimizer: str) -> None:
+    """Tensors of the device "meta" have no numbers: nothing can be read, or sent to the host."""
+    config = validate(TrainConfig, model | OPTIMIZERS[optimizer], "test")
+    network = build_model(config, (1, 8, 8), 10)
+    laws = find_laws(network, torch.zeros(2, 1, 8, 8), "ce")
+    stepped = build_optimizer(config, network.to("meta"))
+    parameters = dict(network.named_parameters())
+    updates = updates_of(stepped, parameters, laws)
+    buffers = ("grad", "update") if optimizer == "adamw" else ("grad", "update", "sgd")
+    kept = StepBuffers(network, stepped, buffers)
+    for _ in range(2):  # the momentum buffers are made in the first
+        for parameter in parameters.values():
+            parameter.grad = torch.empty_like(parameter)
+        updates.before(stepped)
+        stepped.step()
+        assert updates.after(stepped)[1].device.type == "meta"
+    tensors = {
+        t.device.type for held in kept.state_dict().values() for t in held.values() if t.dim()
+    }
+    assert tensors == {"meta"}
 
 
 @on_devices
