@@ -26,6 +26,9 @@ from Utils.logging import silence, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
 
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"
+"""How torch's error goes on after the name of an operation that --deterministic forbids."""
+
 
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
@@ -48,8 +51,17 @@ def train(config: TrainConfig, folder: AbstractContextManager[RunFolder]) -> int
     Raises:
         UserError: everything that the user can mend. An old run is left as it was.
     """
-    with start(config, config.workers) as backend:
-        return _train_on(backend, config, folder)
+    try:
+        with start(config, config.workers) as backend:
+            return _train_on(backend, config, folder)
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(_NOT_DETERMINISTIC)
+        if not found:
+            raise
+        raise UserError(
+            f"--deterministic: there is no deterministic algorithm for {operation} on this "
+            "device; leave the flag out, or choose another model"
+        ) from error
 
 
 def _train_on(
