@@ -157,6 +157,42 @@ def test_mistakes(flags: str, message: str, tmp_path: Path) -> None:
     assert len(errors.splitlines()) == 1
 
 
+ON_A_TPU = """
+import os
+os.environ["PJRT_DEVICE"] = "TPU"
+from torch_xla._internal import tpu
+tpu.get_tpu_env = lambda: {"NODE_ID": "my-tpu"}
+tpu.num_available_devices = lambda: 8
+tpu.num_logical_cores_per_chip = lambda: 2
+tpu.num_tpu_workers = lambda: 1
+from Training.backends.cores import _check_place, _limit
+from Utils.errors import UserError
+for name in ("local", "my-tpu", "other"):
+    try:
+        print(_check_place(name))
+    except UserError as error:
+        print(error)
+for most in (8, 4, 3):
+    try:
+        print(_limit(most), os.environ.get("TPU_VISIBLE_CHIPS"))
+    except UserError as error:
+        print(error)
+"""
+"""What the rules for names and cores say on a VM that torch_xla takes for a TPU's."""
+
+
+def test_names_and_numbers_of_cores_on_a_tpu() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", ON_A_TPU], cwd=ROOT, env=ALONE, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    here, named, other, all_cores, half, odd = result.stdout.splitlines()
+    assert here == named == "None"
+    assert other.startswith("--tpu other: this is the TPU VM my-tpu; run it there with: scripts/")
+    assert (all_cores, half) == ("None None", "None 0,1")
+    assert odd.startswith("--workers 3: a training can have 1, 2 or 4 chips of one TPU host")
+
+
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
 @pytest.mark.parametrize(
     "options",
