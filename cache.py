@@ -3,21 +3,20 @@
 from Metrics import METRICS, CacheConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
-from Utils.rundir import RunFolder
+from Utils.runs import open_run
 
 
 def main() -> None:
     """Parse the command line, cache and print how far measurements are from their laws."""
     config = parse(CacheConfig, epilog=f"metrics:\n{METRICS.table()}")
     config.metric_names()
-    run = RunFolder(config.run_path)
+    with open_run(config) as run:
+        from Metrics.caching import cache  # brings torch, for which errors need not wait
+        from Metrics.summary import deviation_table
 
-    from Metrics.caching import cache  # brings torch, which usage errors need not wait for
-    from Metrics.summary import deviation_table
-
-    caches = cache(config, run)
-    if table := deviation_table([cache.path for cache in caches]):
-        print(table)
+        caches = cache(config, run)
+        if table := deviation_table([cache.path for cache in caches]):
+            print(table)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,16 @@
 from Training.config import ExtractConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
-from Utils.rundir import RunFolder
+from Utils.runs import open_run
 
 
 def main() -> None:
     """Parse the command line and extract."""
     config = parse(ExtractConfig)
-    run = RunFolder(config.run_path)
+    with open_run(config) as run:
+        from Training.extraction import extract  # brings torch, for which errors need not wait
 
-    from Training.extraction import extract  # brings torch, which usage errors need not wait for
-
-    extract(config, run)
+        extract(config, run)
 
 
 if __name__ == "__main__":

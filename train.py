@@ -9,7 +9,7 @@ from Training import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES, TrainConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
 from Utils.registry import Registry
-from Utils.rundir import RunFolder
+from Utils.runs import open_run
 
 
 def main() -> int:
@@ -26,19 +26,21 @@ def main() -> int:
         BUFFERS,
     )
     config = parse(TrainConfig, epilog="\n\n".join(f"{r.kind}:\n{r.table()}" for r in registries))
-    run = None if config.list_laws or config.explain else RunFolder(config.run_path)
+    if config.list_laws:
+        from Training.run import list_laws
 
-    from Training.run import list_laws, train  # brings torch, which usage errors need not wait for
-
-    if run is not None:
-        return train(config, run)
+        print(list_laws(config))
+        return 0
     if config.explain:
         from Training.parametrized import explanation
 
         print(explanation(config))
         return 0
-    print(list_laws(config))
-    return 0
+    run = open_run(config)
+
+    from Training.run import train  # brings torch, which usage errors need not wait for
+
+    return train(config, run)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,10 @@ class CacheFile:
         """Whether a step is not here yet."""
         return step not in self._sources
 
+    def has(self, step: int, source: str) -> bool:
+        """Whether a step is here, from a checkpoint that ``source`` identifies."""
+        return self._sources.get(step) == source
+
     def add(self, step: int, source: str, part: Part) -> None:
         """Add a step that is not here yet, from a checkpoint that ``source`` identifies."""
         for path, array in part.arrays.items():
@@ -123,13 +127,13 @@ class CacheFile:
 
     def check(self, step: int, source: str) -> None:
         """Raise ``UserError`` if what is here of a step came from another checkpoint."""
-        if self._sources[step] != source:
+        if not self.has(step, source):
             raise UserError(f"{self.path}: its step {step} is of another training; {_AGAIN}")
 
-    def write(self) -> None:
-        """Save what was read and added, in the order of the steps."""
+    def write(self) -> bool:
+        """Save what was read and added, in the order of the steps; whether there was any."""
         if not self._changed:
-            return
+            return False
         gates = {f"gate/{layer}": v.open.astype(np.uint8) for layer, v in self._verdicts.items()}
         reasons = {f"gate/{layer}": {"reason": v.reason} for layer, v in self._verdicts.items()}
         arrays = self._curves() | gates
@@ -146,6 +150,7 @@ class CacheFile:
         scales["sources"] = ("steps",)
         write_hdf5(self.path, head | arrays | units, self._attributes(sources), scales, reasons)
         self._changed = False
+        return True
 
     def _curves(self) -> dict[str, Array]:
         """The curves over ascending steps; a dense step that two checkpoints recorded, once."""

@@ -19,7 +19,7 @@ from Metrics.registry import METRICS, MetricEntry
 from Metrics.unobserved import Unobserved
 from Models.symmetry import Laws
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
-from Utils.errors import Unreadable, UserError, left_out
+from Utils.errors import Unreachable, Unreadable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
 from Utils.workers import Failure, shared_out
@@ -47,7 +47,7 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
     entries, without = _with_and_without_buffers(config, hyperparameters.get("save_buffers", ()))
     if is_upstreams(hyperparameters):
-        refuse_their_files(run.cache(entry.name, config.suffix) for entry in entries)
+        refuse_their_files(run.fetch(run.cache(e.name, config.suffix)) for e in entries)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
         make = partial(_Computation, config, run, [entry.name for entry in entries])
@@ -55,7 +55,7 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         caches = [
             CacheFile(
                 entry,
-                run.cache(entry.name, config.suffix),
+                run.fetch(run.cache(entry.name, config.suffix)),
                 metrics[entry.name],
                 config.overwrite,
             )
@@ -65,7 +65,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         passed.through(steps, make if config.workers else lambda: here, config.workers)
         new, unreadable, failed = passed.new, passed.unreadable, passed.failed
         if len(failed) < len(caches):
-            log.info("%d new steps of %d cached to %s", new, len(steps), caches[0].path.parent)
+            folder = run.shown(caches[0].path.parent)
+            log.info("%d new steps of %d cached to %s", new, len(steps), folder)
         if without:
             log.info(without)
         for name, error in failed.items():
@@ -146,7 +147,7 @@ class _Computation:
     def __call__(self, job: _Job) -> _Found:
         """Raises :class:`Unreadable` if the features are damaged."""
         step, names = job
-        with step_features(self._run.features(step), self._laws) as features:
+        with step_features(self._run.fetch(self._run.features(step)), self._laws) as features:
             found: dict[str, Part | UserError] = {}
             for name in names:
                 try:
@@ -180,10 +181,12 @@ class _Pass:
     def through(self, steps: Sequence[int], make: Callable[[], _Computation], workers: int) -> None:
         """Compute what is missing, and save it now and then, and at the end."""
         written = time.monotonic()
-        jobs = ((step, self._missing(step)) for step in steps)
+        jobs = ((step, self._missing(step)) for step in steps if not self._knows(step))
         with closing(shared_out(make, jobs, workers, self._name)) as each:
             for (step, _), found in progress(each, "caching", len(steps)):
                 if isinstance(found, Failure):
+                    if isinstance(found.error, Unreachable):
+                        raise found.error
                     self.unreadable[self._run.features(step).name] = found.error
                 else:
                     self.new += self._add(step, *found)
@@ -191,6 +194,11 @@ class _Pass:
                     self._write()
                     written = time.monotonic()
         self._write()
+
+    def _knows(self, step: int) -> bool:
+        """Whether all caches have a step, as can be seen without fetching its features."""
+        source = self._run.tags(self._run.features(step)).get("source")
+        return source is not None and all(cache.has(step, source) for cache in self._caches)
 
     def _missing(self, step: int) -> list[str]:
         working = (cache for cache in self._caches if cache.name not in self.failed)
@@ -217,7 +225,8 @@ class _Pass:
 
     def _write(self) -> None:
         for cache in self._caches:
-            cache.write()
+            if cache.write():
+                self._run.publish(cache.path)
 
 
 def _successful_part(part: Part | UserError) -> Part:

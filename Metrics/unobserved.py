@@ -111,7 +111,7 @@ class Unobserved:
     def _charges_at_start(self) -> Floats | None:
         """The charges [K] at step 0; ``None`` if it has no features."""
         try:
-            with step_features(self._run.features(0), self._laws) as features:
+            with step_features(self._run.fetch(self._run.features(0)), self._laws) as features:
                 return features.charges[0]
         except Unreadable:
             return None
@@ -131,7 +131,9 @@ class Unobserved:
         found = []
         for step in self._run.feature_steps():
             try:
-                with step_features(self._run.features(step), self._laws) as features:
+                with step_features(
+                    self._run.fetch(self._run.features(step)), self._laws
+                ) as features:
                     why = self._against(features)
             except Unreadable:  # the pass over the features reports it
                 continue
@@ -235,7 +237,9 @@ class Unobserved:
         """``integral_buffer`` as charges, [Q], at an earlier step."""
         if step not in self._at_drops:
             try:
-                with step_features(self._run.features(step), self._laws) as features:
+                with step_features(
+                    self._run.fetch(self._run.features(step)), self._laws
+                ) as features:
                     self._at_drops[step] = self._charges_of(features, "integral_buffer")
             except Unreadable:
                 return None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from Utils.errors import UserError, storage_error
+from Utils.errors import Unreadable, UserError, storage_error
 from Utils.rundir import RunFolder
 from Utils.storage import write_atomically
 
@@ -121,12 +121,21 @@ def newest_checkpoint(run: RunFolder, log: logging.Logger) -> Checkpoint | None:
     Args:
         run: the run.
         log: gets a line for each newer one that cannot be read and is passed over.
+
+    Raises:
+        UserError: one cannot be fetched, which may well be readable.
     """
     for step in reversed(run.checkpoint_steps()):
+        path = run.checkpoint(step)
         try:
-            return load_checkpoint(run.checkpoint(step), mmap=False)
-        except UserError as error:
+            run.fetch(path)
+        except Unreadable as error:  # of other errors, going on as without it would be the worst
             log.warning("passing over a checkpoint: %s", error)
+            continue
+        try:
+            return load_checkpoint(path, mmap=False)
+        except UserError as error:
+            log.warning("passing over a checkpoint: %s", run.remote.shown(str(error)))
     return None
 
 

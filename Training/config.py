@@ -112,7 +112,9 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
         return values if values.get("tpu") is None else {**values, "drop_last": True}
 
     @pydantic.model_validator(mode="after")
-    def _check_precision(self) -> Self:
+    def _check_place(self) -> Self:
+        if self.tpu is not None and self.workers == 0:
+            raise ValueError("--workers 0 with --tpu: no core is left to train on; use at least 1")
         if self.precision == "bf16" and self.dtype == "float64":
             raise ValueError("--precision bf16 with --dtype float64: choose one of them")
         return self

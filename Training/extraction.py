@@ -30,7 +30,7 @@ from Training.config import ExtractConfig
 from Training.probe import Probe
 from Training.stored import StoredTensor, stored_checkpoint
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
-from Utils.errors import Unreadable, Unwritable, UserError, left_out
+from Utils.errors import Unreachable, Unreadable, Unwritable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5, write_hdf5
@@ -73,11 +73,15 @@ def extract(config: ExtractConfig, run: RunFolder) -> int:
         with closing(parts) as each:
             for step, outcome in progress(each, "extracting", len(todo)):
                 if isinstance(outcome, Failure):
-                    if isinstance(outcome.error, Unwritable):
+                    if isinstance(outcome.error, (Unwritable, Unreachable)):
                         raise outcome.error
                     unreadable[run.checkpoint(step).name] = outcome.error
+                else:
+                    of = run.tags(run.checkpoint(step)).get("crc32c", "")
+                    run.publish(run.features(step), source=outcome, probe=level, checkpoint=of)
         new = len(todo) - len(unreadable)
-        log.info("%d new checkpoints of %d extracted to %s", new, len(steps), run.probe.parent)
+        folder = run.shown(run.probe.parent)
+        log.info("%d new checkpoints of %d extracted to %s", new, len(steps), folder)
     if unreadable:
         raise left_out(unreadable, len(steps))
     return new
@@ -98,7 +102,7 @@ def _move_in(
     from Training.upstream_checkpoints import add_laws, add_probe
 
     level: str = config.probe
-    refuse_their_files(run.features(step) for step in run.feature_steps())
+    refuse_their_files(run.fetch(run.features(step)) for step in run.feature_steps())
     if not run.symmetries.exists():
         found = add_laws(run, hyperparameters)
         log.info("a run of neural-mechanics: %d laws found for %s", found, hyperparameters["model"])
@@ -113,9 +117,12 @@ def _move_in(
 
 def _lacks(run: RunFolder, step: int, level: str) -> bool:
     """Whether a step has no features, damaged ones, those of another checkpoint, or less."""
+    known, checkpoint = run.tags(run.features(step)), run.tags(run.checkpoint(step))
+    if known.get("checkpoint") and known["checkpoint"] == checkpoint.get("crc32c"):
+        return _LEVELS.index(known["probe"]) < _LEVELS.index(level)
     try:
-        with open_hdf5(run.features(step), "") as file:
-            if file.attrs["source"] != _source(run.checkpoint(step)):
+        with open_hdf5(run.fetch(run.features(step)), "") as file:
+            if file.attrs["source"] != _source(run.fetch(run.checkpoint(step))):
                 return True
             return _LEVELS.index(file.attrs["probe"]) < _LEVELS.index(level)
     except Unreadable:
@@ -159,16 +166,21 @@ class _Extraction:
             self._theirs = UpstreamCheckpoints(hyperparameters)
         self._probe = Probe(config, run, hyperparameters) if level != "none" else None
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, step: int) -> str:
         """Write the features of a step.
+
+        Returns:
+            what identifies its checkpoint.
 
         Raises:
             UserError: the checkpoint cannot be read, or the features not be written.
         """
-        path = self._run.checkpoint(step)
-        attributes = {"step": step, "source": _source(path), "probe": self._level}
+        path = self._run.fetch(self._run.checkpoint(step))
+        source = _source(path)
+        attributes = {"step": step, "source": source, "probe": self._level}
         with stored_checkpoint(path) as checkpoint:
             write_hdf5(self._run.features(step), self._arrays(path, checkpoint), attributes)
+        return source
 
     def _in_our_layout(self, path: Path, checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint if self._theirs is None else self._theirs(path, checkpoint)

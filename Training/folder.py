@@ -79,7 +79,7 @@ def clear(run: RunFolder) -> None:
     with run.lock("extract"), run.lock("cache"):
         for path in _files_of(run):
             try:
-                path.unlink(missing_ok=True)
+                run.remove(path)
             except OSError as error:
                 raise storage_error(error, path) from error
 
@@ -88,9 +88,9 @@ def _files_of(run: RunFolder) -> Iterator[Path]:
     yield from map(run.checkpoint, run.checkpoint_steps())
     yield from map(run.features, run.feature_steps())
     yield run.probe
-    yield from (run.path / "cache").glob("*.h5")
-    yield from run.logs.glob("events.out.tfevents.*")
-    yield run.logs / "metrics.jsonl"
+    yield from run.files("cache/*.h5")
+    yield from run.files("logs/events.out.tfevents.*")
+    yield run.journal
     yield run.logs / "run.log"
     yield run.symmetries
     yield run.hyperparameters

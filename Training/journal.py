@@ -71,6 +71,7 @@ class Journal:
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
+            self._events.flush()
         except OSError as error:
             raise storage_error(error, self._path) from error
 

@@ -94,7 +94,6 @@ class Trainer:
                 if stopped_by and step < self.total:
                     return self._stop(stopped_by)
         self.recorder.finish()
-        self.log.info("finished after step %d", self.total)
         return 0
 
     def _steps(self) -> Iterable[int]:

@@ -1,6 +1,7 @@
 """Where the numbers and checkpoints of a training go: into its run folder, by one process."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol, Self
 
 from Training.checkpoints import Checkpoint, save_checkpoint
@@ -39,6 +40,7 @@ class FolderRecorder:
 
     def __init__(self, run: RunFolder, step: int):
         self._run = run
+        run.fetch(run.journal)
         self._journal = Journal(run.logs, step)
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._pending: Future[None] | None = None
@@ -62,7 +64,11 @@ class FolderRecorder:
         self._journal.sync()
         self.finish()  # the host holds one copy at a time
         held = snapshot(content)
-        self._pending = self._writer.submit(save_checkpoint, self._run.checkpoint(step), held)
+        self._pending = self._writer.submit(self._write, self._run.checkpoint(step), held)
+
+    def _write(self, path: Path, content: Checkpoint) -> None:
+        save_checkpoint(path, content)
+        self._run.publish(*self._run.logged(), path)  # the lines before what continues them
 
     def finish(self) -> None:
         """Wait until everything is saved.

@@ -1,15 +1,14 @@
 """From a configuration to a trained run."""
 
 import copy
-import logging
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 
 import torch
 from torch import nn
 
 from Data import load_dataset
 from Data.batches import probe_batch
-from Data.dataset import Dataset, Examples
+from Data.dataset import Dataset
 from Models import build_model
 from Models.parametrization.scales import Scales
 from Models.symmetry import Laws, find_laws
@@ -29,6 +28,9 @@ from Utils.logging import silence, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
 
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"
+"""How torch's error goes on after the name of an operation that --deterministic forbids."""
+
 
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
@@ -36,14 +38,14 @@ def list_laws(config: TrainConfig) -> str:
     return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
-def train(config: TrainConfig, run: RunFolder) -> int:
+def train(config: TrainConfig, folder: AbstractContextManager[RunFolder]) -> int:
     """Begin a run, or continue it from its newest readable checkpoint.
 
-    Of several processes that train together each calls this; the first one has the folder.
+    Of several processes that train together each calls this; the first one opens the folder.
 
     Args:
         config: the run's configuration.
-        run: its folder.
+        folder: opens its folder.
 
     Returns:
         The exit code: 0, or 128 + n if signal n stopped it.
@@ -51,11 +53,22 @@ def train(config: TrainConfig, run: RunFolder) -> int:
     Raises:
         UserError: everything that the user can mend. An old run is left as it was.
     """
-    with start(config, config.workers) as backend:
-        return _train_on(backend, config, run)
+    try:
+        with start(config, config.workers) as backend:
+            return _train_on(backend, config, folder)
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(_NOT_DETERMINISTIC)
+        if not found:
+            raise
+        raise UserError(
+            f"--deterministic: there is no deterministic algorithm for {operation} on this "
+            "device; leave the flag out, or choose another model"
+        ) from error
 
 
-def _train_on(backend: Backend, config: TrainConfig, run: RunFolder) -> int:
+def _train_on(
+    backend: Backend, config: TrainConfig, folder: AbstractContextManager[RunFolder]
+) -> int:
     with ExitStack() as held:
         dataset = backend.in_turn(
             lambda: load_dataset(
@@ -64,111 +77,132 @@ def _train_on(backend: Backend, config: TrainConfig, run: RunFolder) -> int:
         )
         model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
         _check_smallest_batch(config, model, dataset, backend.replicas)
-
-        def take() -> None:
-            refuse_their_run(run)
-            held.enter_context(run.lock("train"))
-            if config.overwrite:
-                clear(run)
-            check_unchanged(run, config)
-
-        backend.on_first(take)
-        log = stage_logger("train", run.logs / "run.log") if backend.is_first else silence()
-        scales = backend.on_first(lambda: _scales(config, run, dataset, log))
-        checkpoint, laws = backend.on_first(lambda: _newest(config, run, model, log))
+        keeper = _Keeper(config, held)
+        backend.on_first(lambda: keeper.open(folder))
+        scales = backend.on_first(lambda: keeper.scales(dataset))
+        checkpoint, laws = backend.on_first(lambda: keeper.newest(model))
         if checkpoint is not None:
             load_weights(model, checkpoint)  # first, as all else is made for this very model
         state = TrainingState.initial(config, model, dataset, laws, backend, scales)
-        backend.on_first(lambda: _write_descriptions(config, run, dataset, state, scales))
-        return _train(config, run, dataset.test, state, checkpoint, log)
-
-
-def _scales(
-    config: TrainConfig, run: RunFolder, dataset: Dataset, log: logging.Logger
-) -> Scales | None:
-    """What the parametrization makes of the learning rates; the user sees it when a run begins."""
-    stored = None
-    if run.hyperparameters.exists():
-        stored = run.read_hyperparameters().get("task", {}).get("parametrization")
-    scales = resolve(config, dataset, stored)
-    if scales is not None and stored is None:
-        log.info("parametrization %s:\n%s", config.param or "--abc", scales.table())
-    return scales
-
-
-def _newest(
-    config: TrainConfig, run: RunFolder, model: nn.Module, log: logging.Logger
-) -> tuple[Checkpoint | None, Laws]:
-    """Where to continue, and the laws, which are looked for at a run's beginning."""
-    checkpoint = newest_checkpoint(run, log)
-    if checkpoint is None or not run.symmetries.exists():
+        held.enter_context(closing(state.batches))
+        backend.on_first(lambda: keeper.describe(dataset, state, scales))
         if checkpoint is not None:
-            load_weights(model, checkpoint)
-        _laws(config, model).save(run.symmetries)
-    return checkpoint, Laws.load(run.symmetries)
-
-
-def _train(
-    config: TrainConfig,
-    run: RunFolder,
-    test: Examples,
-    state: TrainingState,
-    checkpoint: Checkpoint | None,
-    log: logging.Logger,
-) -> int:
-    total, backend = state.schedule.total, state.backend
-    if checkpoint is None:
-        size = state.schedule.phases[0].batch_size
-        log.info(
-            "%s on %s: %d laws, %d steps of %d examples",
-            *(config.model, backend, len(state.observer.laws), total, size),
-        )
-    else:
-        state.load_state_dict(checkpoint)
-        if state.step == total:
-            log.info("step %d/%d is done already; --overwrite starts anew", total, total)
+            state.load_state_dict(checkpoint)
+        keeper.say_where(state, checkpoint is None)
+        if checkpoint is not None and state.step == state.schedule.total:
             return 0
-        log.info("continuing after step %d/%d", state.step, total)
-    recorder: Recorder = Silence()
-    with closing(state.batches):
-        if backend.is_first:
-            recorder = FolderRecorder(run, state.step if checkpoint else -1)
-        with recorder:
-            trainer = Trainer(config, state, test, recorder, log)
-            if checkpoint is None:
-                trainer.begin()
-            return trainer.fit()
+        recorder = keeper.recorder(-1 if checkpoint is None else state.step)
+        trainer = Trainer(config, state, dataset.test, recorder, keeper.log)
+        if checkpoint is None:
+            trainer.begin()
+        code = trainer.fit()
+        keeper.say_end(code)
+        return code
+
+
+class _Keeper:
+    """Has the run's folder in the first process; in the others, nothing to say.
+
+    Args:
+        config: the run's configuration.
+        held: closes what is opened.
+
+    Attributes:
+        log: where the user is told how it goes.
+    """
+
+    def __init__(self, config: TrainConfig, held: ExitStack):
+        self._config, self._held = config, held
+        self._run: RunFolder | None = None
+        self.log = silence()
+
+    @property
+    def _folder(self) -> RunFolder:
+        assert self._run is not None, "only the first process has the folder"
+        return self._run
+
+    def open(self, folder: AbstractContextManager[RunFolder]) -> None:
+        """Take the folder for this training; an old run is cleared away only if it shall be."""
+        self._run = run = self._held.enter_context(folder)
+        refuse_their_run(run)
+        self._held.enter_context(run.lock("train"))
+        if self._config.overwrite:
+            clear(run)
+        check_unchanged(run, self._config)
+        self.log = stage_logger("train", run.logs / "run.log")
+
+    def scales(self, dataset: Dataset) -> Scales | None:
+        """What the parametrization makes of learning rates; the user sees it when a run begins."""
+        run, stored = self._folder, None
+        if run.hyperparameters.exists():
+            stored = run.read_hyperparameters().get("task", {}).get("parametrization")
+        scales = resolve(self._config, dataset, stored)
+        if scales is not None and stored is None:
+            name = self._config.param or "--abc"
+            self.log.info("parametrization %s:\n%s", name, scales.table())
+        return scales
+
+    def newest(self, model: nn.Module) -> tuple[Checkpoint | None, Laws]:
+        """Where to continue, and the laws, which are looked for at a run's beginning."""
+        run = self._folder
+        checkpoint = newest_checkpoint(run, self.log)
+        if checkpoint is None or not run.symmetries.exists():
+            if checkpoint is not None:
+                load_weights(model, checkpoint)
+            _laws(self._config, model).save(run.symmetries)
+            run.publish(run.symmetries)
+        return checkpoint, Laws.load(run.symmetries)
+
+    def describe(self, dataset: Dataset, state: TrainingState, scales: Scales | None) -> None:
+        """Write what later stages need besides checkpoints; a continued run has it already."""
+        run, config = self._folder, self._config
+        if not run.probe.exists():
+            dtype = getattr(torch, config.dtype)
+            inputs, targets = probe_batch(dataset, config.probe_size, config.seed, dtype=dtype)
+            write_hdf5(run.probe, {"inputs": inputs.numpy(), "targets": targets.numpy()})
+            run.publish(run.probe)
+        if not run.hyperparameters.exists():
+            task = {
+                "input_shape": dataset.entry.input_shape,
+                "num_classes": dataset.entry.num_classes,
+                "train_size": len(dataset.train),
+                "test_size": len(dataset.test),
+                "phases": state.schedule.describe(),
+                "replicas": state.backend.replicas,
+            }
+            if scales is not None:
+                task["parametrization"] = scales.flat()
+            run.write_hyperparameters(describe(config, str(state.backend), task))
+            run.publish(run.hyperparameters)
+
+    def recorder(self, step: int) -> Recorder:
+        """Where numbers and checkpoints go, continuing after a step; −1 for a new run."""
+        if self._run is None:
+            return Silence()
+        return self._held.enter_context(FolderRecorder(self._run, step))
+
+    def say_where(self, state: TrainingState, new: bool) -> None:
+        """Tell the user what begins."""
+        total, size = state.schedule.total, state.schedule.phases[0].batch_size
+        if new:
+            laws = len(state.observer.laws)
+            what = f"{laws} laws, {total} steps of {size} examples"
+            self.log.info("%s on %s: %s", self._config.model, state.backend, what)
+        elif state.step == total:
+            self.log.info("step %d/%d is done already; --overwrite starts anew", total, total)
+        else:
+            self.log.info("continuing after step %d/%d", state.step, total)
+
+    def say_end(self, code: int) -> None:
+        """Tell the user where the checkpoints of a finished training are."""
+        if self._run is not None and code == 0:
+            folder = self._run.shown(self._run.checkpoint(0).parent)
+            self.log.info("finished; checkpoints are in %s", folder)
 
 
 def _laws(config: TrainConfig, model: nn.Module) -> Laws:
     shape, dtype = config.data_entry.input_shape, getattr(torch, config.dtype)
     return find_laws(model, torch.zeros(2, *shape, dtype=dtype), config.loss, config.balance)
-
-
-def _write_descriptions(
-    config: TrainConfig,
-    run: RunFolder,
-    dataset: Dataset,
-    state: TrainingState,
-    scales: Scales | None,
-) -> None:
-    """What later stages need besides checkpoints; a continued run has it already."""
-    if not run.probe.exists():
-        dtype = getattr(torch, config.dtype)
-        inputs, targets = probe_batch(dataset, config.probe_size, config.seed, dtype=dtype)
-        write_hdf5(run.probe, {"inputs": inputs.numpy(), "targets": targets.numpy()})
-    if not run.hyperparameters.exists():
-        task = {
-            "input_shape": dataset.entry.input_shape,
-            "num_classes": dataset.entry.num_classes,
-            "train_size": len(dataset.train),
-            "test_size": len(dataset.test),
-            "phases": state.schedule.describe(),
-            "replicas": state.backend.replicas,
-        }
-        if scales is not None:
-            task["parametrization"] = scales.flat()
-        run.write_hyperparameters(describe(config, str(state.backend), task))
 
 
 def _check_smallest_batch(

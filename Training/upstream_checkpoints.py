@@ -101,6 +101,7 @@ def add_laws(run: RunFolder, hyperparameters: dict[str, Any]) -> int:
     example = torch.zeros(2, *hyperparameters["task"]["input_shape"])
     laws = find_laws(model, example, hyperparameters["loss"], matrices=False)
     laws.save(run.symmetries)
+    run.publish(run.symmetries)
     return len(laws)
 
 
@@ -114,3 +115,4 @@ def add_probe(run: RunFolder, hyperparameters: Mapping[str, Any]) -> None:
     dataset = load_dataset(name, hyperparameters["data_dir"])
     inputs, targets = probe_batch(dataset, hyperparameters["probe_size"], seed)
     write_hdf5(run.probe, {"inputs": inputs.numpy(), "targets": targets.numpy()})
+    run.publish(run.probe)

@@ -13,6 +13,7 @@ import pydantic
 from pydantic import Field
 from tyro.constructors import PrimitiveConstructorSpec
 
+from Utils.buckets.places import folder_of
 from Utils.errors import UserError
 
 
@@ -106,12 +107,18 @@ class RunConfig(Config):
 
     experiment: PathPart = Field("", description="Name of the experiment, a set of runs.")
     expid: PathPart = Field("", description="Name of the run within its experiment.")
-    save_dir: str = Field("results", description="Folder that holds the experiments.")
+    save_dir: str = Field(
+        "results", description="Folder that holds the experiments, or gs://bucket/prefix."
+    )
     overwrite: bool = Field(False, description="Replace what this stage wrote before.")
 
     @property
     def run_path(self) -> Path:
-        """``<save-dir>/<experiment>/<expid>``; raises :class:`UserError` if a name is missing."""
+        """``<save-dir>/<experiment>/<expid>``, or the folder in which it is worked on.
+
+        Raises:
+            UserError: a name is missing, or is no bucket's.
+        """
         path = self.experiment_path
         if not self.expid:
             raise UserError("--expid is missing; give the run a name, as in --expid demo")
@@ -119,12 +126,10 @@ class RunConfig(Config):
 
     @property
     def experiment_path(self) -> Path:
-        """``<save-dir>/<experiment>``; raises :class:`UserError` if the name is missing."""
+        """``<save-dir>/<experiment>``, likewise."""
         if not self.experiment:
             raise UserError("--experiment is missing; give the run a name, as in --experiment demo")
-        if self.save_dir.startswith("gs://"):
-            raise UserError(f"--save-dir {self.save_dir}: buckets are not supported; give a folder")
-        return Path(self.save_dir).expanduser() / self.experiment
+        return folder_of(self.save_dir) / self.experiment
 
 
 def validate(schema: type[C], values: dict[str, Any], source: str) -> C:

@@ -33,7 +33,15 @@ class Unreadable(UserError):
     """A file is missing, damaged or incomplete; a pass over many files can go on without it."""
 
 
-class Unwritable(UserError):
+class Unreachable(UserError):
+    """A bucket does not answer or refuses: going on as if its files did not exist loses them."""
+
+
+class StorageError(UserError):
+    """A file or folder of this machine cannot be read or written."""
+
+
+class Unwritable(StorageError):
     """A file cannot be written; the next one in its folder could not be either."""
 
 
@@ -51,8 +59,8 @@ def left_out(errors: Mapping[str, UserError], total: int) -> UserError:
     return UserError(f"{errors[first]}{also}" + (f"; all {done} others are done" if done else ""))
 
 
-def storage_error(error: OSError, path: Path | str | None = None) -> UserError:
-    """The :class:`UserError` that explains a failed read or write.
+def storage_error(error: OSError, path: Path | str | None = None) -> StorageError:
+    """The error that explains a failed read or write.
 
     Args:
         error: the operating system's error.
@@ -60,7 +68,7 @@ def storage_error(error: OSError, path: Path | str | None = None) -> UserError:
     """
     where = error.filename or path or "a file"
     advice = _STORAGE_ADVICE.get(error.errno or 0, error.strerror or str(error))
-    return UserError(f"cannot access {where}: {advice}; everything written before is intact")
+    return StorageError(f"cannot access {where}: {advice}; everything written before is intact")
 
 
 def run_stage(main: Callable[[], int | None]) -> None:

@@ -17,9 +17,10 @@ from pydantic import Field
 from scripts.paper import grids
 from scripts.paper.grids import Cell, Grid, Scale
 from scripts.paper.training import Experiment, is_done, needed, train_all
+from Utils.buckets.places import bucket_place
 from Utils.cli import parse
 from Utils.config import Config, Names
-from Utils.errors import run_stage
+from Utils.errors import UserError, run_stage
 from Utils.registry import Entry, Registry
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class PaperConfig(Config):
 
     @property
     def experiment(self) -> Experiment:
-        """Where the runs of the scale are."""
+        """Where the runs of the scale are; raises :class:`UserError` if that is a bucket."""
+        if bucket_place(self.save_dir) is not None:
+            raise UserError(f"--save-dir {self.save_dir}: these figures need a folder; give one")
         return Experiment(_EXPERIMENTS[self.scale], self.save_dir, self.data_dir)
 
     @property

@@ -170,12 +170,13 @@ def log_ticks(axes: Axes, low: float, high: float) -> None:
     It is linear where so little is spanned that it would have less than two ticks.
     """
     axes.set_ylim(low, high)
-    round_numbers = LogLocator(subs=(1, 2, 5))
-    if sum(low <= tick <= high for tick in round_numbers.tick_values(low, high)) < 2:
+    round_numbers, narrow = LogLocator(subs=(1, 2, 5)), high < 1e2 * low
+    ticks = round_numbers.tick_values(low, high) if narrow else ()
+    if narrow and sum(low <= tick <= high for tick in ticks) < 2:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         return
     axes.set_yscale("log")
-    if high < 1e2 * low:
+    if narrow:
         axes.yaxis.set_major_locator(round_numbers)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:

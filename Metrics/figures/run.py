@@ -13,6 +13,7 @@ from Metrics.figures._options import NothingToDraw, check_layers, select_layers
 from Metrics.registry import METRICS
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
+from Utils.runs import open_run
 
 
 def plot_run(config: PlotConfig) -> Iterator[str]:
@@ -22,16 +23,16 @@ def plot_run(config: PlotConfig) -> Iterator[str]:
         UserError: no cache, an unknown metric or layer, a file that cannot be read or written,
             or another process that draws the same run.
     """
-    run = RunFolder(config.run_path)
-    found = headers(run, config)
-    check_layers([layer for header in found for layer in header.layers], config.layers)
-    with run.lock("plot"):
-        for header in found:
-            wanted = [w for w in config.layers if select_layers(header.layers, [w])]
-            if config.layers and header.layers and not wanted:
-                yield f"{header.metric}: not drawn, it has none of these layers"
-            else:
-                yield from _plot(run, header, config, tuple(wanted))
+    with open_run(config) as run:
+        found = headers(run, config)
+        check_layers([layer for header in found for layer in header.layers], config.layers)
+        with run.lock("plot"):
+            for header in found:
+                wanted = [w for w in config.layers if select_layers(header.layers, [w])]
+                if config.layers and header.layers and not wanted:
+                    yield f"{header.metric}: not drawn, it has none of these layers"
+                else:
+                    yield from _plot(run, header, config, tuple(wanted))
 
 
 def _plot(
@@ -39,9 +40,9 @@ def _plot(
 ) -> Iterator[str]:
     options = replace(config.options, layers=layers)
     mark = fingerprint([header], options)
-    figures = [_figure_path(run, header, config, format) for format in config.format]
+    figures = [run.fetch(_figure_path(run, header, config, name)) for name in config.format]
     stale = [f for f in figures if config.overwrite or not is_current(f, [header.path], mark)]
-    yield from (f"{path} is up to date" for path in figures if path not in stale)
+    yield from (f"{run.shown(path)} is up to date" for path in figures if path not in stale)
     if not stale:
         return
     cache = read_cache(header.path)
@@ -52,7 +53,8 @@ def _plot(
         return
     for path in stale:
         save(figure, path, header.path, options, mark)
-        yield str(path)
+        run.publish(path)
+        yield run.shown(path)
     if left_out := remark(cache, options):
         yield left_out
 
@@ -71,7 +73,7 @@ def headers(run: RunFolder, config: PlotConfig, must: bool = True) -> list[Heade
         must: whether it is the user's mistake if a cache, or all, are missing.
     """
     advice = f"run '{cache_command(config)}' first"
-    caches = {name: run.cache(name, config.suffix) for name in METRICS.names}
+    caches = {name: run.fetch(run.cache(name, config.suffix)) for name in METRICS.names}
     names = config.metric_names() or [name for name, path in caches.items() if path.exists()]
     if not must:
         return [read_header(caches[name]) for name in names if caches[name].exists()]

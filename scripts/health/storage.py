@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.health import INSTALL, Finding, one_line
+from Utils.buckets.places import BucketPlace, bucket_place
+from Utils.errors import UserError
 
 LITTLE, TOO_LITTLE = 5e9, 1e8
 """Bytes: a demo fits into the second, the runs of a day into the first."""
@@ -83,60 +85,22 @@ def check_bucket(save_dir: str, seconds: float) -> Iterator[Finding]:
         save_dir: the address; a local folder has nothing to check.
         seconds: to try for, each of the three.
     """
-    if not save_dir.startswith("gs://"):
-        return
-    bucket, _, prefix = save_dir.removeprefix("gs://").partition("/")
-    if not bucket:
-        fix = "give it as --save-dir gs://bucket/prefix"
-        yield Finding("FAIL", "bucket", f"{save_dir} names no bucket", fix)
-        return
-    name = "/".join(filter(None, [prefix.strip("/"), f"doctor-{uuid.uuid4().hex}"]))
     try:
-        _round_trip(bucket, name, seconds)
-    except Exception as error:
-        yield Finding("FAIL", "bucket", f"{save_dir}: {one_line(error)}", _advice(error, bucket))
-        return
-    yield Finding("ok", "bucket", f"{save_dir}: an object was written, read and deleted")
+        place = bucket_place(save_dir)
+        if place is not None:
+            _round_trip(place / f"doctor-{uuid.uuid4().hex}", seconds)
+            yield Finding("ok", "bucket", f"{save_dir}: an object was written, read and deleted")
+    except UserError as error:
+        found, _, fix = str(error).partition("; ")
+        yield Finding("FAIL", "bucket", found, fix)
 
 
-def _round_trip(bucket: str, name: str, seconds: float) -> None:
-    from google.cloud import storage
-    from google.cloud.storage.retry import DEFAULT_RETRY
+def _round_trip(place: BucketPlace, seconds: float) -> None:
+    from Utils.buckets.bucket import Bucket  # brings the client of Cloud Storage
 
-    retry = DEFAULT_RETRY.with_timeout(seconds)
-    # Objects belong to buckets, not projects: none has to be configured.
-    blob = storage.Client(project=None).bucket(bucket).blob(name)
-    content = os.urandom(1024)
-    blob.upload_from_string(
-        content, checksum="crc32c", if_generation_match=0, timeout=seconds, retry=retry
-    )
-    read = blob.download_as_bytes(checksum="crc32c", timeout=seconds, retry=retry)
-    blob.delete(timeout=seconds, retry=retry)
+    bucket, content = Bucket(place.bucket, seconds), os.urandom(1024)
+    stored = bucket.write(place.prefix, content, 0)
+    read = bucket.read(stored)
+    bucket.delete(place.prefix)
     if read != content:
-        raise ValueError("what was read is not what was written")
-
-
-def _advice(error: Exception, bucket: str) -> str:
-    """What to do about an error of a bucket."""
-    if isinstance(error, ImportError):
-        return INSTALL
-    from google.api_core import exceptions
-    from google.auth.exceptions import DefaultCredentialsError, InvalidOperation, RefreshError
-
-    refused = (DefaultCredentialsError, InvalidOperation, RefreshError, exceptions.Unauthorized)
-    if isinstance(error, refused):
-        return (
-            "gcloud auth application-default login, or export "
-            "GOOGLE_APPLICATION_CREDENTIALS=key.json"
-        )
-    if isinstance(error, exceptions.Forbidden):
-        return (
-            "this account may not do that; give it the role: gcloud storage buckets "
-            f"add-iam-policy-binding gs://{bucket} --member=user:YOU "
-            "--role=roles/storage.objectAdmin"
-        )
-    if isinstance(error, exceptions.NotFound):
-        return f"there is no such bucket; gcloud storage buckets create gs://{bucket}"
-    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-        return f"is the emulator running? STORAGE_EMULATOR_HOST={emulator}; or unset that"
-    return "see whether this machine reaches https://storage.googleapis.com, and run it again"
+        raise UserError(f"{place.url}: what was read is not what was written; {INSTALL}")

@@ -92,6 +92,11 @@ def test_unknown_figure() -> None:
         list(paper_figures(parse(PaperConfig, ["--only", "fig6"])))
 
 
+def test_a_bucket_is_refused() -> None:
+    with pytest.raises(UserError, match="--save-dir gs://lab: these figures need a folder"):
+        list(paper_figures(parse(PaperConfig, ["--save-dir", "gs://lab"])))
+
+
 def test_a_toy_figure_is_written(tmp_path: Path) -> None:
     config = parse(PaperConfig, ["--only", "fig4", "--out", str(tmp_path)])
     lines = list(paper_figures(config))

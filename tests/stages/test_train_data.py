@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -137,7 +138,7 @@ def test_a_streamed_run_that_was_stopped_equals_an_uninterrupted_one(tmp_path: P
     assert 1 < stopped.checkpoint_steps()[-1] < 18
     for run in (whole, stopped):
         argv = [*flags.split(), *flags_of(run), "--workers", "0"]
-        assert train(parse(TrainConfig, argv), run) == 0
+        assert train(parse(TrainConfig, argv), nullcontext(run)) == 0
     for step in (1, 9, 18):
         one, other = (load_checkpoint(run.checkpoint(step)) for run in (whole, stopped))
         assert differences(one["model_state_dict"], other["model_state_dict"]) == []

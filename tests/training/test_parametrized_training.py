@@ -17,8 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from Models.parametrization.network import Parametrized
 from Models.parametrization.scales import Scales, exponents_of
 from tests.runs import mistake, run_stage
-from tests.training.helpers import Train, differences
-from Training.checkpoints import load_checkpoint
+from tests.training.helpers import Train, checkpoint_of, differences
 from Training.config import TrainConfig
 from Training.optimizers import build_optimizer
 from Training.rebuild import rebuild_model
@@ -185,32 +184,28 @@ def test_runs_from_before_parametrizations_go_on(trains: Train, run: RunFolder) 
     run.hyperparameters.write_text(json.dumps(saved))
     assert trains() == 0
     assert list(rebuild_model(run, saved, "").state_dict()) == list(
-        checkpoint(run, 24)["model_state_dict"]
+        checkpoint_of(run, 24)["model_state_dict"]
     )
 
 
 def test_later_stages_rebuild_a_parametrized_model(trains: Train, run: RunFolder) -> None:
     assert trains("--param mup --epochs 0") == 0
     rebuilt = rebuild_model(run, run.read_hyperparameters(), "").state_dict()
-    first = checkpoint(run, 0)["model_state_dict"]
+    first = checkpoint_of(run, 0)["model_state_dict"]
     assert all(torch.equal(rebuilt[name], first[name]) for name in first)
-
-
-def checkpoint(run: RunFolder, step: int) -> dict[str, Any]:
-    return load_checkpoint(run.checkpoint(step))
 
 
 def test_at_the_base_width_a_run_is_the_one_without_parametrization(
     trains: Train, run: RunFolder
 ) -> None:
     assert trains("--optimizer momentum --momentum 0.9") == 0
-    plain = checkpoint(run, 24)
+    plain = checkpoint_of(run, 24)
     assert (
         trains("--optimizer momentum --momentum 0.9 --param mup --base-width 16 --overwrite") == 0
     )
-    assert differences(plain, checkpoint(run, 24)) == []
+    assert differences(plain, checkpoint_of(run, 24)) == []
     assert trains("--optimizer momentum --momentum 0.9 --param mup --base-width 8 --overwrite") == 0
-    assert "/model_state_dict/fc1.weight" in differences(plain, checkpoint(run, 24))
+    assert "/model_state_dict/fc1.weight" in differences(plain, checkpoint_of(run, 24))
 
 
 def test_the_first_step_has_its_own_learning_rates_and_survives_resuming(
@@ -218,8 +213,8 @@ def test_the_first_step_has_its_own_learning_rates_and_survives_resuming(
 ) -> None:
     flags = "--param ipllr --calibrate-width 32 --lr 0.02 --save-at 1,2"
     assert trains(flags) == 0
-    whole = checkpoint(run, 24)
-    groups = [checkpoint(run, k)["optimizer_state_dict"]["param_groups"] for k in (0, 1)]
+    whole = checkpoint_of(run, 24)
+    groups = [checkpoint_of(run, k)["optimizer_state_dict"]["param_groups"] for k in (0, 1)]
     rows = json.loads(run.hyperparameters.read_text())["task"]["parametrization"]["parameters"]
     by_name = {row["name"]: row for row in rows}
     assert by_name["fc2.weight"]["lr"] == 1
@@ -229,7 +224,7 @@ def test_the_first_step_has_its_own_learning_rates_and_survives_resuming(
     for step in range(2, 25):
         run.checkpoint(step).unlink(missing_ok=True)
     assert trains(flags) == 0
-    assert differences(whole, checkpoint(run, 24)) == []
+    assert differences(whole, checkpoint_of(run, 24)) == []
 
 
 def test_calibration_is_the_same_for_all_widths_and_seeds(trains: Train, run: RunFolder) -> None:

@@ -51,7 +51,7 @@ def test_the_run_folder_is_save_dir_experiment_expid() -> None:
     [
         ({"expid": "x"}, "--experiment is missing; give the run a name, as in --experiment demo"),
         ({"experiment": "e"}, "--expid is missing"),
-        ({"experiment": "e", "expid": "x", "save_dir": "gs://b/p"}, "--save-dir gs://b/p: bucket"),
+        ({"experiment": "e", "expid": "x", "save_dir": "gs://B/p"}, "--save-dir gs://B/p: not gs"),
     ],
 )
 def test_a_run_needs_a_name(values: dict[str, str], message: str) -> None:

@@ -11,7 +11,8 @@ from Metrics.figures.report._page import render
 from Metrics.figures.report._run import RunCaches, read_run
 from Metrics.figures.run import cache_command, headers
 from Utils.errors import UserError
-from Utils.rundir import RunFolder
+from Utils.rundir import ExperimentFolder, Folder, RunFolder
+from Utils.runs import open_experiment, open_run
 from Utils.storage import write_atomically
 
 
@@ -22,32 +23,47 @@ def write_report(config: PlotConfig) -> Iterator[str]:
         UserError: no run or no cache, an unknown metric or layer, a file that cannot be read or
             written, or another process that draws one of the runs.
     """
-    runs = [RunFolder(config.run_path)] if config.expid else _runs_of(config)
+    with ExitStack() as stack:
+        place: RunFolder | ExperimentFolder
+        if config.expid:
+            place = stack.enter_context(open_run(config))
+            runs = [place]
+        else:
+            place, runs = stack.enter_context(open_experiment(config))
+        if not runs:
+            path, advice = config.experiment_path, "train one, or mend --experiment or --save-dir"
+            raise UserError(f"{path} has no runs; {advice}")
+        wanted = _caches_of(runs, config)
+        for folder in dict.fromkeys([place, *runs]):
+            stack.enter_context(folder.lock("plot"))
+        yield _write(place, wanted, config)
+
+
+def _caches_of(runs: Sequence[RunFolder], config: PlotConfig) -> list[RunCaches]:
+    """The runs with the caches to show, of which there is at least one."""
     wanted = [RunCaches(run, tuple(headers(run, config, must=bool(config.expid)))) for run in runs]
     if not any(run.headers for run in wanted):
         path, advice = config.experiment_path, cache_command(config)
         raise UserError(f"no run of {path} has a cache to draw; run '{advice} --expid …' first")
     layers = [layer for run in wanted for header in run.headers for layer in header.layers]
     check_layers(layers, config.layers)
-    page = _page_path(config)
-    with ExitStack() as locks:
-        for run in runs:
-            locks.enter_context(run.lock("plot"))
-        yield _write(page, wanted, config)
+    return wanted
 
 
-def _write(page: Path, runs: Sequence[RunCaches], config: PlotConfig) -> str:
+def _write(place: Folder, runs: Sequence[RunCaches], config: PlotConfig) -> str:
+    page = place.fetch(_page_path(config))
     drawn = [header for run in runs for header in run.headers]
     mark = fingerprint(drawn, config.options)
     sources = [source for run in runs for source in run.sources]
     if not config.overwrite and is_current(page, sources, mark):
-        return f"{page} is up to date"
+        return f"{place.shown(page)} is up to date"
     most = min(_LARGEST_FIGURE, _LARGEST_PAGE // len(drawn))
     reports = [read_run(run, config.options, most) for run in runs]
     name = config.expid or f"{config.experiment}: {len(runs)} runs"
     text = render(name, reports, command(), mark)
     write_atomically(page, lambda file: file.write_text(text, encoding="utf-8"))
-    return str(page)
+    place.publish(page)
+    return place.shown(page)
 
 
 _LARGEST_PAGE = 7_000_000  # bytes of all figures of a page, which base64 makes 4/3 of
@@ -61,12 +77,3 @@ def _page_path(config: PlotConfig) -> Path:
     if config.expid:
         return RunFolder(config.run_path).figure("report", config.suffix, "html")
     return config.experiment_path / name
-
-
-def _runs_of(config: PlotConfig) -> list[RunFolder]:
-    """The runs of an experiment, in the order of their names."""
-    path = config.experiment_path
-    found = sorted(path.glob("*/hyperparameters.json"))
-    if not found:
-        raise UserError(f"{path} has no runs; train one, or mend --experiment or --save-dir")
-    return [RunFolder(file.parent) for file in found]

@@ -136,7 +136,7 @@ def _final(caches: RunCaches) -> dict[str, float]:
     """The last evaluations: from the cache of losses and accuracies, or else from the journal."""
     named = [header.path for header in caches.headers if header.metric == PERFORMANCE]
     if not named:
-        return _journalled(caches.run.logs / "metrics.jsonl")
+        return _journalled(caches.run.fetch(caches.run.journal))
     values = {layer.name: layer.measured for layer in read_cache(named[0]).layers}
     last = {name: curve[np.isfinite(curve)][-1:] for name, curve in values.items()}
     return {name: float(value[0]) for name, value in last.items() if len(value)}
