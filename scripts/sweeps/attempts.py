@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, Self
+from uuid import uuid4
 
 from Utils.errors import storage_error
 from Utils.rundir import RunFolder
@@ -201,7 +202,7 @@ def _next(run: RunFolder, last: Attempt | None) -> Attempt:
 
 def _write_new(path: Path, attempt: Attempt) -> bool:
     """Make a file, whole; ``False`` if it is there already."""
-    own = path.with_name(f"{path.name}.{os.getpid()}.{socket.gethostname()}.tmp")
+    own = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         write_json(own, asdict(attempt))
         os.link(own, path)

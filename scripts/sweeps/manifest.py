@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from scripts.sweeps import expressions
 from Training.config import TrainConfig
@@ -86,7 +86,7 @@ def manifest(grid: Grid, experiment: Path) -> list[Run]:
     Raises:
         UserError: listing everything that is wrong, one mistake per line.
     """
-    axes = {name: _expanded(name, values) for name, values in grid.items()}
+    axes = _expanded(grid)
     shown = [n for n, values in axes.items() if len(values) > 1 or _reads_others(n, values[0])]
     runs: dict[str, Run] = {}
     mistakes: dict[str, list[str]] = {}
@@ -142,7 +142,8 @@ def check_names(names: Iterable[str], source: str) -> None:
 
 def _kinds(name: str) -> set[Any]:
     annotation = TrainConfig.model_fields[name].annotation
-    return set(get_args(annotation)) or {annotation}
+    is_union = get_origin(annotation) in {Union, UnionType}
+    return set(get_args(annotation)) if is_union else {annotation}
 
 
 def _is_arithmetic(name: str, value: Any) -> bool:
@@ -152,18 +153,26 @@ def _is_arithmetic(name: str, value: Any) -> bool:
     return isinstance(value, str) and bool(kinds & {int, float}) and value not in words
 
 
-def _expanded(name: str, values: Sequence[Any]) -> list[Any]:
-    """The values of one flag, ranges written out."""
-    if not values:
-        raise UserError(f"--{name.replace('_', '-')} has no values; leave it out or give some")
-    expanded: list[Any] = []
-    for value in values:
-        if _is_arithmetic(name, value):
-            empty = NoneType in _kinds(name) and value.lower() == "none"
-            expanded += [None] if empty else expressions.ranges(value)
+def _expanded(grid: Grid) -> dict[str, list[Any]]:
+    """The values of each flag, ranges written out; text that is no arithmetic is refused."""
+    axes: dict[str, list[Any]] = {name: [] for name in grid}
+    mistakes: dict[str, list[str]] = {}
+    for name, value in ((name, value) for name, values in grid.items() for value in values):
+        if not _is_arithmetic(name, value):
+            axes[name].append(value)
+        elif NoneType in _kinds(name) and value.lower() == "none":
+            axes[name].append(None)
         else:
-            expanded.append(value)
-    return expanded
+            try:
+                axes[name] += [e for e in expressions.ranges(value) if expressions.parse(e)]
+            except UserError as error:
+                mistakes.setdefault(str(error), []).append(f"--{name.replace('_', '-')}")
+    for name, values in grid.items():
+        if not values:
+            mistakes["no value; leave it out or give some"] = [f"--{name.replace('_', '-')}"]
+    if mistakes:
+        raise UserError("\n  ".join(_summary(mistakes)))
+    return axes
 
 
 def _reads_others(name: str, value: Any) -> bool:
@@ -204,7 +213,8 @@ def _goes_without_saying(name: str, values: Mapping[str, Any], flat: Mapping[str
 def _brief(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.rpartition("/")[2]  # of a path the file's name
 
 
 def _numbers(point: Mapping[str, Any]) -> dict[str, Any]:
