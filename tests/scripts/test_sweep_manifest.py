@@ -1,7 +1,8 @@
 """Grids, expressions and ids of a sweep, and what its command line refuses."""
 
-import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from scripts.sweep import SweepConfig, main
 from scripts.sweeps.arguments import read_arguments
 from scripts.sweeps.expressions import evaluate, parse, ranges
-from scripts.sweeps.manifest import AXES, REFUSED, Run, manifest
+from scripts.sweeps.manifest import AXES, REFUSED, manifest
 from tests.runs import ROOT
 from Training.config import TrainConfig
 from Utils import cli
@@ -291,6 +292,17 @@ def test_help_names_both_kinds_of_flags_without_torch() -> None:
     assert "Every flag of train.py" in " ".join(done.stdout.split())
 
 
+def test_the_page_shows_the_example_and_commands_that_work(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "sweeps.md").read_text()
+    example = (ROOT / "scripts" / "sweeps" / "example.yaml").read_text()
+    assert "\n".join(x for x in example.splitlines() if not x.startswith("#")) in page
+    commands = re.findall(r"^ +python -m scripts\.sweep (--experiment .+)$", page, re.MULTILINE)
+    for command in commands:
+        _, axes = read_arguments(SweepConfig, shlex.split(command))
+        assert len(manifest(axes, tmp_path)) == 4 * 2 * 5
+    assert len(commands) == 2
+
+
 def test_the_example_is_a_sweep(tmp_path: Path) -> None:
     file = ROOT / "scripts" / "sweeps" / "example.yaml"
     own, axes = read_arguments(SweepConfig, ["--config", str(file), "--save-dir", str(tmp_path)])
@@ -298,4 +310,3 @@ def test_the_example_is_a_sweep(tmp_path: Path) -> None:
     runs = manifest(axes, config.path)
     assert len(runs) == 4 * 3 * 2
     assert {run.flags["lr"] * run.flags["width"] for run in runs} == {0.8, 1.6, 3.2}
-    assert json.dumps(Run(runs[0].expid, runs[0].flags).flags)
