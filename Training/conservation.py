@@ -83,6 +83,15 @@ class ConservationObserver:
     def _weight(self, name: str) -> Tensor:
         return for_float64(self._parameters[name].detach())
 
+    def note(self, coefficients: list[Coefficients], row: Tensor) -> None:
+        """Account for a step that no hook saw, as several networks took it together.
+
+        Args:
+            coefficients: its hyper-parameters by parameter group.
+            row: what :meth:`Training.updates.Updates.after` would have measured.
+        """
+        self._pending.append((coefficients, row))
+
     # ------------------------------------------------------------------ every record
 
     @np.errstate(over="ignore", invalid="ignore")  # in a run that diverges, which its loss tells

@@ -3,13 +3,14 @@
 import copy
 import logging
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from Data import load_dataset
 from Data.batches import probe_batch
-from Data.dataset import Dataset, Examples
+from Data.dataset import Dataset
 from Models import build_model
 from Models.symmetry import Laws, find_laws
 from Training.backends import start
@@ -55,51 +56,92 @@ def train(config: TrainConfig, run: RunFolder) -> int:
 
 def _train_on(backend: Backend, config: TrainConfig, run: RunFolder) -> int:
     with ExitStack() as held:
-        dataset = backend.in_turn(
-            lambda: load_dataset(
-                config.dataset, config.data_dir, config.seed, **config.data_options
-            )
-        )
-        model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
-        _check_smallest_batch(config, model, dataset, backend.replicas)
+        beginning = prepare(backend, config, run, held)
+        return _train(config, run, beginning)
 
-        def take() -> None:
-            refuse_their_run(run)
-            held.enter_context(run.lock("train"))
-            if config.overwrite:
-                clear(run)
-            check_unchanged(run, config)
 
-        backend.on_first(take)
-        log = stage_logger("train", run.logs / "run.log") if backend.is_first else silence()
-        checkpoint, laws = backend.on_first(lambda: _newest(config, run, model, log))
-        if checkpoint is not None:
-            load_weights(model, checkpoint)  # first, as all else is made for this very model
-        state = TrainingState.initial(config, model, dataset, laws, backend)
-        backend.on_first(lambda: _write_descriptions(config, run, dataset, state))
-        return _train(config, run, dataset.test, state, checkpoint, log)
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with, or continues with.
+
+    Attributes:
+        dataset: what it trains on.
+        laws: of its model.
+        state: of its beginning, whatever the checkpoint.
+        checkpoint: where to continue, if there is one.
+        log: where the user is told how it goes.
+    """
+
+    dataset: Dataset
+    laws: Laws
+    state: TrainingState
+    checkpoint: Checkpoint | None
+    log: logging.Logger
+
+
+def prepare(
+    backend: Backend,
+    config: TrainConfig,
+    run: RunFolder,
+    held: ExitStack,
+    like: Beginning | None = None,
+) -> Beginning:
+    """Take a run's folder, and make everything that its steps need.
+
+    Args:
+        backend: where to train.
+        config: the run's configuration.
+        run: its folder.
+        held: the folder is released when this is closed.
+        like: another run with the same data and architecture, whose data set and laws serve.
+
+    Raises:
+        UserError: everything that the user can mend. An old run is left as it was.
+    """
+    dataset = like.dataset if like else backend.in_turn(lambda: _dataset(config))
+    model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
+    _check_smallest_batch(config, model, dataset, backend.replicas)
+
+    def take() -> None:
+        refuse_their_run(run)
+        held.enter_context(run.lock("train"))
+        if config.overwrite:
+            clear(run)
+        check_unchanged(run, config)
+
+    backend.on_first(take)
+    log = stage_logger("train", run.logs / "run.log") if backend.is_first else silence()
+    known = like.laws if like else None
+    checkpoint, laws = backend.on_first(lambda: _newest(config, run, model, log, known))
+    if checkpoint is not None:
+        load_weights(model, checkpoint)  # first, as all else is made for this very model
+    state = TrainingState.initial(config, model, dataset, laws, backend)
+    backend.on_first(lambda: _write_descriptions(config, run, dataset, state))
+    return Beginning(dataset, laws, state, checkpoint, log)
+
+
+def _dataset(config: TrainConfig) -> Dataset:
+    return load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
 
 
 def _newest(
-    config: TrainConfig, run: RunFolder, model: nn.Module, log: logging.Logger
+    config: TrainConfig,
+    run: RunFolder,
+    model: nn.Module,
+    log: logging.Logger,
+    known: Laws | None,
 ) -> tuple[Checkpoint | None, Laws]:
     """Where to continue, and the laws, which are looked for at a run's beginning."""
     checkpoint = newest_checkpoint(run, log)
     if checkpoint is None or not run.symmetries.exists():
         if checkpoint is not None:
             load_weights(model, checkpoint)
-        _laws(config, model).save(run.symmetries)
+        (known or _laws(config, model)).save(run.symmetries)
     return checkpoint, Laws.load(run.symmetries)
 
 
-def _train(
-    config: TrainConfig,
-    run: RunFolder,
-    test: Examples,
-    state: TrainingState,
-    checkpoint: Checkpoint | None,
-    log: logging.Logger,
-) -> int:
+def _train(config: TrainConfig, run: RunFolder, beginning: Beginning) -> int:
+    state, checkpoint, log = beginning.state, beginning.checkpoint, beginning.log
     total, backend = state.schedule.total, state.backend
     if checkpoint is None:
         size = state.schedule.phases[0].batch_size
@@ -118,7 +160,7 @@ def _train(
         if backend.is_first:
             recorder = FolderRecorder(run, state.step if checkpoint else -1)
         with recorder:
-            trainer = Trainer(config, state, test, recorder, log)
+            trainer = Trainer(config, state, beginning.dataset.test, recorder, log)
             if checkpoint is None:
                 trainer.begin()
             return trainer.fit()
