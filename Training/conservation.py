@@ -150,8 +150,9 @@ class ConservationObserver:
         if not self._pending:
             return
         rows = to_host([row for _, row in self._pending]).numpy()
-        for (coefficients, _), row in zip(self._pending, rows, strict=True):
-            self._updates.advance(self._state, coefficients, row.astype(np.float64))
+        steps = [coefficients for coefficients, _ in self._pending]
+        self._updates.advance(self._state, steps, rows.astype(np.float64))
+        for coefficients in steps:
             self.time += coefficients[0].effective_lr
         self._pending.clear()
 

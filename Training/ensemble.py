@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from Data import DATASETS
 from Data.order import TrainingBatches
@@ -110,7 +110,7 @@ class Stack:
             result: Tensor = loss(functional_call(self._model, dict(weights), (inputs,)), targets)
             return result
 
-        self._gradients = vmap(grad_and_value(value))
+        self._losses = vmap(value)
         self._measure = vmap(lambda *parts: _row(states[0].observer.laws, *parts))
 
     def _share_velocities(self) -> None:
@@ -132,7 +132,7 @@ class Stack:
         """
         groups = [(s.optimizer, s.optimizer.param_groups[0]) for s in self._states]
         coefficients = [[coefficients_of(*pair)] for pair in groups]
-        gradients, losses = self._gradients(self._weights, inputs, targets)
+        gradients, losses = self._gradients(inputs, targets)
         updates = self._updates(gradients)
         squared = updates if self._momentum else gradients
         rows = self._measure(self._weights, gradients, squared)
@@ -142,8 +142,15 @@ class Stack:
             weight.sub_(updates[name] * each)
         for state, rule, row in zip(self._states, coefficients, rows, strict=True):
             state.observer.note(rule, row)
-        result: Tensor = losses.detach()
-        return result
+        return losses
+
+    def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Weights, Tensor]:
+        leaves = {name: weight.detach().requires_grad_() for name, weight in self._weights.items()}
+        losses: Tensor = self._losses(leaves, inputs, targets)
+        found = torch.autograd.grad(
+            losses.sum(), list(leaves.values())
+        )  # half of vmap(grad)'s time
+        return dict(zip(leaves, found, strict=True)), losses.detach()
 
     def _updates(self, gradients: Weights) -> Weights:
         """What is subtracted, up to the learning rate, as ``torch.optim.SGD`` has it."""
