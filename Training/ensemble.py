@@ -95,7 +95,7 @@ class Stack:
             own = [each[name] for each in parameters]
             self._weights[name] = torch.stack([p.detach() for p in own])
             held = [
-                s.optimizer.state[p].get("momentum_buffer")
+                s.optimizer.state.get(p, {}).get("momentum_buffer")
                 for s, p in zip(states, own, strict=True)
             ]
             if all(buffer is not None for buffer in held):

@@ -56,6 +56,9 @@ class SweepConfig(Config):
         "", description="Use Slurm, with these options: partition=gpu,time=2:00:00,gpus_per_node=1."
     )
     pack: int = Field(8, ge=1, description="Runs in one job of Slurm, one after another.")
+    together: int = Field(
+        1, ge=1, description="Runs that differ in --seed and --lr and share their steps, by SGD."
+    )
     retry_failed: bool = Field(False, description="Try runs that have failed once more.")
     dry_run: bool = Field(
         False, description="List the runs, and forecast their time and disk; start nothing."
@@ -120,7 +123,7 @@ def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:
     else:
         runs, before = load_manifest(config.own_folder)
         stages = config.stage_flags() if config.stages else before
-    experiment = Experiment(config.experiment, config.save_dir, stages)
+    experiment = Experiment(config.experiment, config.save_dir, stages, together=config.together)
     for stage, schema in _SCHEMAS.items():
         if stage in stages:
             flags = parse(schema, experiment.arguments(runs[0], stage))

@@ -13,10 +13,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from Metrics import CacheConfig
 from Metrics.figures import PlotConfig
@@ -48,12 +50,18 @@ class Experiment:
         save_dir: the folder that holds it.
         stages: what is to be done for each run.
         retried: by expid, the attempt whose failure is no reason to leave the run alone.
+        together: how many runs that differ in seed and learning rate share their steps.
     """
 
     name: str
     save_dir: str
     stages: Stages
     retried: Mapping[str, int] = field(default_factory=dict)
+    together: int = 1
+
+    def config(self, run: Run) -> TrainConfig:
+        """What train.py is asked for."""
+        return parse(TrainConfig, self.arguments(run, "train"))
 
     def folder(self, run: Run) -> RunFolder:
         """Where a run's files are."""
@@ -99,13 +107,85 @@ def work(
         for run in runs:
             if stop.exists():
                 return
-            folder = experiment.folder(run)
-            held = claim(folder, experiment.stages, experiment.retried.get(run.expid, 0))
-            if held is not None:
-                with held:
-                    _bring_on(experiment, run, folder, held)
+            with ExitStack() as held:
+                _bring_on_all(experiment, _take(experiment, run, runs, held))
     except (_Stopped, KeyboardInterrupt):
         signals.requeue_if_wanted()
+
+
+def _take(
+    experiment: Experiment, run: Run, runs: Sequence[Run], held: ExitStack
+) -> list[tuple[Run, Claim]]:
+    """A run that nobody works on, with others that can be trained together with it."""
+    taken: list[tuple[Run, Claim]] = []
+    for each in [run, *_mates(experiment, run, runs)]:
+        if len(taken) == experiment.together:
+            break
+        retried = experiment.retried.get(each.expid, 0)
+        got = claim(experiment.folder(each), experiment.stages, retried)
+        if got is not None:
+            taken.append((each, held.enter_context(got)))
+        elif each is run:
+            break
+    return taken
+
+
+def _mates(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Run]:
+    if experiment.together == 1 or "train" not in experiment.stages:
+        return []
+    from Training.ensemble import why_not
+
+    def kind(flags: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in flags.items() if name not in {"seed", "lr"}}
+
+    found = [each for each in runs if each is not run and kind(each.flags) == kind(run.flags)]
+    together = [experiment.config(each) for each in [run, *found]]
+    return [] if why_not(together) else found
+
+
+def _bring_on_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> None:
+    try:
+        untrained = [pair for pair in taken if "train" in pair[1].attempt.lacks(experiment.stages)]
+        if len(untrained) > 1:
+            _train_all(experiment, untrained)
+        for run, held in taken:
+            if held.attempt.state == "running":
+                _bring_on(experiment, run, experiment.folder(run), held)
+    except (_Stopped, KeyboardInterrupt):
+        for _, held in taken:
+            if held.attempt.state == "running":
+                held.note(state="stopped")
+        raise
+
+
+def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> None:
+    """Train runs together; what cannot be done for all is left to each alone."""
+    from Training.ensemble import train_together
+
+    begin = time.monotonic()
+    for _, held in taken:
+        held.note(stage="train")
+    size = str(len(taken))
+    sys.argv = ["scripts/sweep.py", "--experiment", experiment.name, "--together", size]
+    print(f"\ntraining together: {', '.join(run.expid for run, _ in taken)}", flush=True)
+    folders = [experiment.folder(run) for run, _ in taken]
+    try:
+        outcomes = train_together([experiment.config(run) for run, _ in taken], folders)
+    except Exception:  # of all, such as an operation that vmap does not know
+        traceback.print_exc()
+        return
+    seconds = (time.monotonic() - begin) / len(taken)
+    for (_, held), folder, outcome in zip(taken, folders, outcomes, strict=True):
+        ended: dict[str, Any] = {"ended_at": newest_step(folder)}
+        if outcome == 0:
+            done = {"train": list(experiment.stages["train"])}
+            held.note(done=done, seconds={"train": seconds}, **ended)
+        elif isinstance(outcome, UserError):
+            held.note(state="failed", error=str(outcome), **ended)
+        else:
+            held.note(state="stopped", **ended)
+    if any(isinstance(outcome, int) and outcome for outcome in outcomes):
+        raise _Stopped
 
 
 class _Signals:

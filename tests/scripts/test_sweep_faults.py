@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+from tests.runs import ROOT
 from tests.scripts.sweeps import STEPS, Sweep, wait_for
 
 NAMES = ["a", "raises", "b", "is_killed", "c", "d", "sees_the_machine_die", *"efghi"]
@@ -68,3 +71,22 @@ def test_ctrl_c_saves_what_is_at_work_and_failures_are_retried_on_demand(tmp_pat
     assert (steps["slow1"], steps["slow2"]) == (STEPS, STEPS)
     assert STEPS <= steps["raises"] <= STEPS + 2
     assert [len(sweep.attempts()[name]) for name in ("raises", "slow1", "slow2")] == [2, 2, 1]
+
+
+def test_runs_that_share_their_steps_share_no_faults(tmp_path: Path) -> None:
+    """Three seeds and a learning rate that diverges, together; networks that differ, alone."""
+    flags = f"--save-dir {tmp_path} --experiment e --epochs 1 --train-batch-size 240 --model fc"
+    grid = "--width 4 --seed 1..2 --lr 0.1 1e100 --jobs 1 --together 8 --stages train,extract"
+    command = [sys.executable, "-m", "scripts.sweep", *flags.split(), *grid.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (1, "4 runs: 2 done, 2 failed"), done.stderr
+    failed = [line for line in lines if ": failed, train: " in line]
+    assert all(line.startswith("seed=") and ",lr=1e+100-" in line for line in failed)
+    assert len(failed) == 2
+    assert all("lower --lr" in line for line in failed)
+    runs = [*(tmp_path / "e").glob("seed=?,lr=0.1-*")]
+    assert all((run / "feats" / "step6.h5").exists() for run in runs)
+    (log,) = (tmp_path / "e" / ".sweep").glob("*/*_log.out")
+    assert log.read_text().count("training together: ") == 1
