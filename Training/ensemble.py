@@ -13,6 +13,7 @@ Shape letters: M members.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -187,16 +188,20 @@ class _Member(Trainer):
 
     outcome: int | UserError | None = None
 
+    @cached_property
+    def _save_steps(self) -> set[int]:
+        return self.config.save_steps(self.total)
+
     def after(self, loss: Tensor, stopped_by: int) -> None:
         """What a run's own loop does after a step; an error ends this member alone."""
-        state, config = self.state, self.config
+        state = self.state
         state.advance()
         state.losses.add(loss)
         if self.outcome is not None:
             return
         epoch_ends = state.batches.position == 0
-        observes = epoch_ends or state.step % config.observe_freq == 0
-        saves = epoch_ends or state.step in config.save_steps(self.total) or stopped_by > 0
+        observes = epoch_ends or state.step % self.config.observe_freq == 0
+        saves = epoch_ends or state.step in self._save_steps or stopped_by > 0
         try:
             if observes or saves:
                 self._pause(epoch_ends, observes, saves)
