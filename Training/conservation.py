@@ -89,6 +89,15 @@ class ConservationObserver:
     def _weight(self, name: str) -> Tensor:
         return for_float64(self._parameters[name].detach())
 
+    def note(self, coefficients: list[Coefficients], row: Tensor) -> None:
+        """Account for a step that no hook saw, as several networks took it together.
+
+        Args:
+            coefficients: its hyper-parameters by parameter group.
+            row: what :meth:`Training.updates.Updates.after` would have measured.
+        """
+        self._pending.append((coefficients, row))
+
     # ------------------------------------------------------------------ every record
 
     @np.errstate(over="ignore", invalid="ignore")  # in a run that diverges, which its loss tells
@@ -147,8 +156,9 @@ class ConservationObserver:
         if not self._pending:
             return
         rows = to_host([row for _, row in self._pending]).numpy()
-        for (coefficients, _), row in zip(self._pending, rows, strict=True):
-            self._updates.advance(self._state, coefficients, row.astype(np.float64))
+        steps = [coefficients for coefficients, _ in self._pending]
+        self._updates.advance(self._state, steps, rows.astype(np.float64))
+        for coefficients in steps:
             self.time += coefficients[0].effective_lr
         self._pending.clear()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, observer, stages, training_loop
+from benchmarks import ensemble, gpu, observer, stages, training_loop
 from benchmarks.common import ratio
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,12 @@ def test_observer_table_has_a_row_per_optimizer() -> None:
 def test_training_loop_table() -> None:
     (row,) = training_loop.measure(["fc, mnist"], repetitions=1)
     assert list(row)[2:] == ["loop / bare", "loop and observer / bare"]
+
+
+def test_ensemble_table() -> None:
+    (row,) = ensemble.measure(2, ["SGD"], epochs=1)
+    assert float(row["together / s"]) > 0
+    assert list(row)[3:] == ["faster", "faster in processor time"]
 
 
 def test_stages_table_compares_the_same_bytes() -> None:
