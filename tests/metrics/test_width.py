@@ -1,0 +1,313 @@
+"""Metrics of experiments: their numbers against checkpoints by hand, exponents against theory."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray
+
+from Metrics import CacheConfig
+from Metrics.registry import scope_of
+from Metrics.width.caching import Findings, cache_experiment, contradictions
+from Metrics.width.norms import edge, operator_norm
+from tests.runs import ROOT, extract_run, train_run
+from Utils.cli import parse
+from Utils.errors import UserError
+from Utils.rundir import ExperimentFolder, RunFolder
+
+WIDTHS, SEEDS = (16, 32, 64, 128, 256), (1, 2, 3)
+FLAGS = (
+    "--model fc --depth 4 --nonlinearity relu --loss mse --dtype float64 --epochs 1 "
+    "--train-batch-size 720 --drop-last --no-balance"
+)
+STEPS = 1
+
+
+def make(
+    path: Path,
+    flags: str,
+    lr: str = "8/n",
+    widths: tuple[int, ...] = (16, 32),
+    seeds: tuple[int, ...] = (1,),
+) -> Path:
+    """An experiment, trained and extracted; ``lr`` is a formula in n."""
+    for n in widths:
+        for seed in seeds:
+            rate = eval(lr, {"n": n})
+            own = f"--width {n} --seed {seed} --lr {rate}"
+            extract_run(train_run(path / f"w{n}-s{seed}", f"{flags} {own}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Standard parametrization with lr ∝ 1/n; for reading only."""
+    path = tmp_path_factory.mktemp("results") / "sp"
+    return make(path, f"{FLAGS} --no-bias", "8/n", WIDTHS, SEEDS)
+
+
+@pytest.fixture
+def own(experiment: Path, tmp_path: Path) -> Path:
+    """A copy for the test alone."""
+    copied = tmp_path / "sp"
+    shutil.copytree(experiment, copied)
+    return copied
+
+
+def cached(path: Path, arguments: str) -> list[Findings]:
+    flags = ["--save-dir", str(path.parent), "--experiment", path.name]
+    config = parse(CacheConfig, [*flags, *arguments.split()])
+    folder = ExperimentFolder(path)
+    return cache_experiment(config, folder, [RunFolder(run) for run in folder.runs()])
+
+
+def state(run: Path, step: int) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(run / "ckpt" / f"step{step}.tar")[
+        "model_state_dict"
+    ]
+    return found
+
+
+def rms(x: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def forward(weights: dict[str, torch.Tensor], x: np.ndarray) -> dict[str, tuple[Any, Any]]:
+    """(input, output) of the layers of a ReLU network, by numpy."""
+    seen = {}
+    for layer in ("fc1", "fc2", "fc3", "classifier"):
+        h = x @ weights[f"{layer}.weight"].numpy().T
+        if f"{layer}.bias" in weights:
+            h = h + weights[f"{layer}.bias"].numpy()
+        seen[layer] = (x, h)
+        x = np.maximum(h, 0)
+    return seen
+
+
+def test_coordinates_are_those_of_the_checkpoints(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", FLAGS, widths=(32,))
+    (found,) = cached(path, "--metrics coordinates")
+    run = path / "w32-s1"
+    with h5py.File(run / "feats" / "probe.h5") as file:
+        probe = file["inputs"][()].reshape(len(file["inputs"]), -1).astype(float)
+    before, after = state(run, 0), state(run, STEPS)
+    start, now = forward(before, probe), forward(after, probe)
+    with h5py.File(found.path) as file:
+        assert file["steps"][()].tolist() == [0, STEPS]
+        measured = {
+            f"{name}/{layer}": file[name][layer][0, 1]
+            for name in ("preactivation", "mean preactivation", "change", "own", "propagated")
+            for layer in (start if name != "propagated" else ("fc2", "fc3", "classifier"))
+        }
+        bias = file["bias"]["fc3"][0, 1]
+    w0, w1 = before["fc3.weight"].numpy(), after["fc3.weight"].numpy()
+    x0, x1 = start["fc3"][0], now["fc3"][0]
+    parts = {
+        "preactivation": rms(now["fc3"][1]),
+        "mean preactivation": np.mean(np.abs(now["fc3"][1])),
+        "change": rms(now["fc3"][1] - start["fc3"][1]),
+        "own": rms(x1 @ (w1 - w0).T),
+        "propagated": rms((x1 - x0) @ w0.T),
+    }
+    for name, value in parts.items():
+        assert measured[f"{name}/fc3"] == pytest.approx(value, rel=1e-12), name
+    moved = (after["fc3.bias"] - before["fc3.bias"]).numpy()
+    assert bias == pytest.approx(rms(moved), rel=1e-12)
+    total = x1 @ (w1 - w0).T + (x1 - x0) @ w0.T + moved
+    assert np.abs(total - (now["fc3"][1] - start["fc3"][1])).max() < 1e-12
+    assert len(measured) == 4 * 4 + 3
+
+
+def test_norms_are_those_of_numpy(own: Path) -> None:
+    (found,) = cached(own, "--metrics update-norms")
+    before, after = (state(own / "w64-s1", step)["fc2.weight"] for step in (0, STEPS))
+    values = np.linalg.svd((after - before).numpy(), compute_uv=False)
+    with h5py.File(found.path) as file:
+        at = file["runs"][()].astype(str).tolist().index("w64-s1")
+        norms = {name: file[name]["fc2"][at, 1] for name in file if name.startswith("update")}
+    assert norms == pytest.approx(
+        {
+            "update operator norm": values[0],
+            "update frobenius norm": np.sqrt((values**2).sum()),
+            "update stable rank": (values**2).sum() / values[0] ** 2,
+            "update spectral ratio": values[0],
+        },
+        rel=1e-12,
+    )
+
+
+@pytest.mark.parametrize("shape", [(300, 700), (700, 300), (400, 400)])
+def test_large_operator_norms_are_exact_to_the_tolerance(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = np.linalg.norm(matrix.numpy(), ord=2)
+    assert operator_norm(matrix) == pytest.approx(exact, rel=1e-9)
+    assert operator_norm(torch.zeros(shape, dtype=torch.float64)) == 0
+    size = shape[0] ** 0.5 * edge(*shape, shape[0])  # Bai and Yin's limit
+    assert exact == pytest.approx(size, rel=0.03)
+
+
+def test_gradients_are_finite_differences(own: Path) -> None:
+    (found,) = cached(own, "--metrics gradients")
+    run, step = own / "w16-s1", 1e-6
+    weights = {k: v.numpy() for k, v in state(run, 0).items()}
+    with h5py.File(run / "feats" / "probe.h5") as file:
+        probe = file["inputs"][()].reshape(len(file["inputs"]), -1).astype(float)
+    h = forward(state(run, 0), probe)["fc3"][1]
+
+    def head(h3: np.ndarray) -> np.ndarray:
+        out: np.ndarray = np.maximum(h3, 0) @ weights["classifier.weight"].T
+        return out
+
+    moves = step * np.eye(h.shape[1])
+    slopes = [(head(h + move) - head(h - move)) / (2 * step) for move in moves]
+    with h5py.File(found.path) as file:
+        at = file["runs"][()].astype(str).tolist().index("w16-s1")
+        measured = file["output gradient"]["fc3"][at, 0]
+    assert measured == pytest.approx(rms(slopes), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("metric", "share"), [("coordinates", 0.9), ("update-norms", 0.9), ("gradients", 1.0)]
+)
+def test_exponents_are_those_of_theory(own: Path, metric: str, share: float) -> None:
+    """The learning rate 8/n is found to be a power of the width, so theory is that of lr/n."""
+    (found,) = cached(own, f"--metrics {metric}")
+    compared = [e for e in found.exponents if e.verdict]
+    assert len(compared) > 5
+    assert sum(e.verdict == "agrees" for e in compared) >= share * len(compared)
+    by_name = {(e.quantity.name, e.quantity.layer, e.step): e for e in found.exponents}
+    if metric == "coordinates":
+        moved = by_name["own", "fc1", STEPS]
+        assert str(moved.predicted) == "-3/2"
+        assert moved.fit.exponent == pytest.approx(-1.5, abs=0.1)
+    if metric == "gradients":
+        for layer in ("fc1", "fc2", "fc3"):
+            fit = by_name["output gradient", layer, 0].fit
+            assert fit.exponent == pytest.approx(-0.5, abs=0.1)
+
+
+def test_other_groups_and_other_predictions(tmp_path: Path) -> None:
+    """Two learning rates are two groups; constant ones are unstable."""
+    flags = f"{FLAGS} --no-bias"
+    path = make(tmp_path / "e", flags, "1e-3")
+    for run in list(path.iterdir()):
+        run.rename(run.with_name(f"a-{run.name}"))
+    make(path, flags, "2e-3")
+    (found,) = cached(path, "--metrics coordinates")
+    assert [(g.label, len(g.members)) for g in found.groups] == [("lr=0.001", 2), ("lr=0.002", 2)]
+    predicted = {
+        (e.quantity.name, e.quantity.layer): str(e.predicted)
+        for e in found.exponents
+        if e.step == 1 and e.group == "lr=0.001"
+    }
+    assert [predicted["own", layer] for layer in ("fc1", "fc2", "fc3")] == ["-1/2", "1/2", "1"]
+    assert predicted["change", "classifier"] == "2"
+
+
+def test_theory_is_silent_where_it_does_not_apply(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", f"{FLAGS} --wd 0.1", "0.1")
+    (found,) = cached(path, "--metrics gradients")
+    assert {e.predicted for e in found.exponents} == {None}
+    assert "no theory: weight decay" in found.text()
+    assert all(e.verdict == "" for e in found.exponents)
+
+
+def test_only_what_is_new_is_measured(own: Path) -> None:
+    held = own.parent / "held"
+    shutil.move(own / "w128-s3", held)
+    (first,) = cached(own, "--metrics gradients")
+    shutil.move(held, own / "w128-s3")
+    run, *_ = own.glob("w16-s1/feats/step0.h5")
+    before = first.path.read_bytes()
+    run.rename(run.with_name("away.h5"))
+    cached(own, "--metrics gradients")  # one more run, and one that lacks step 0
+    text = (own / "logs" / "cache.log").read_text()
+    assert "w16-s1 is left out: it lacks the features of step 0" in text
+    assert f"{1 + STEPS} new checkpoints of 14 runs measured" in text
+    run.with_name("away.h5").rename(run)
+    (third,) = cached(own, "--metrics gradients")
+    (fresh,) = cached(own, "--metrics gradients --overwrite")
+    assert [e.row() for e in third.exponents] == [e.row() for e in fresh.exponents]
+    assert before != third.path.read_bytes()
+    (again,) = cached(own, "--metrics gradients")
+    assert "0 new checkpoints of 15 runs measured" in (own / "logs" / "cache.log").read_text()
+    assert again.exponents == fresh.exponents
+
+
+def test_workers_find_the_same(own: Path) -> None:
+    for run in [*own.glob("w128-*"), *own.glob("w256-*")]:
+        shutil.rmtree(run)
+    (here,) = cached(own, "--metrics gradients")
+    (there,) = cached(own, "--metrics gradients --overwrite --workers 1")
+    assert there.exponents == here.exponents
+
+
+def test_a_damaged_run_stops_no_other(own: Path) -> None:
+    (own / "w16-s1" / "feats" / f"step{STEPS}.h5").write_bytes(b"no HDF5")
+    with pytest.raises(UserError, match=r"w16-s1.*all 14 others are done"):
+        cached(own, "--metrics gradients")
+    with h5py.File(own / "cache" / "gradients.h5") as file:
+        assert len(file["runs"]) == 14
+
+
+def test_an_experiment_without_runs_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
+    with pytest.raises(UserError, match="has no run that can be measured"):
+        cached(tmp_path / "e", "--metrics coordinates")
+
+
+def test_the_table_is_a_csv_and_xarray_opens_the_cache(own: Path) -> None:
+    (found,) = cached(own, "--metrics gradients")
+    with open(found.path.with_suffix(".csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found.exponents)
+    assert [float(row["exponent"]) for row in rows] == [e.fit.exponent for e in found.exponents]
+    assert {row["predicted"] for row in rows} == {"-1/2", ""}
+    groups = xarray.open_groups(found.path, engine="h5netcdf")
+    assert groups["/"]["widths"].dims == ("runs",)
+    assert groups["/output gradient"]["fc1"].dims == ("runs", "steps")
+
+
+def test_contradictions_end_the_command_with_1(own: Path) -> None:
+    found = cached(own, "--metrics gradients")
+    assert not contradictions(found)
+    for n in WIDTHS:  # what was trained with lr 8/n is now said to be trained with 8
+        for seed in SEEDS:
+            path = own / f"w{n}-s{seed}" / "hyperparameters.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"lr": 8.0}))
+    flags = f"--save-dir {own.parent} --experiment sp --metrics coordinates --assert".split()
+    command = [sys.executable, "cache.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(
+        r"contradiction: activation classifier, step 1 of all: \S+ \(1\)!", done.stderr
+    )
+    assert done.stdout.startswith("coordinates, all: widths 16 to 256 (5), 3 seeds; ")
+    row = next(
+        line for line in done.stdout.splitlines() if line.startswith("activation          1")
+    )
+    assert row.endswith("(1)!")
+
+
+def test_nothing_to_compare_is_no_success(tmp_path: Path) -> None:
+    found = cached(make(tmp_path / "e", FLAGS, widths=(16,)), "--metrics gradients")
+    with pytest.raises(UserError, match="--assert: no exponent has a prediction"):
+        contradictions(found)
+
+
+def test_metrics_read_runs_or_experiments() -> None:
+    assert scope_of(["gradients", "coordinates"], "") == "experiment"
+    assert scope_of(["gradient", "scale"], "x") == "run"
+    with pytest.raises(UserError, match="gradients read a whole experiment and scale single runs"):
+        scope_of(["gradients", "scale"], "")
+    with pytest.raises(UserError, match=r"--expid x: gradients read all runs.*leave --expid out"):
+        scope_of(["gradients"], "x")
