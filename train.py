@@ -4,6 +4,7 @@ from typing import Any
 
 from Data import DATASETS
 from Models import MODELS, NONLINEARITIES
+from Models.parametrization import PARAMETRIZATIONS
 from Training import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES, TrainConfig
 from Utils.cli import parse
 from Utils.errors import run_stage
@@ -18,6 +19,7 @@ def main() -> int:
         DATASETS,
         *MODELS.values(),
         NONLINEARITIES,
+        PARAMETRIZATIONS,
         LOSSES,
         OPTIMIZERS,
         SCHEDULES,
@@ -28,6 +30,11 @@ def main() -> int:
         from Training.run import list_laws
 
         print(list_laws(config))
+        return 0
+    if config.explain:
+        from Training.parametrized import explanation
+
+        print(explanation(config))
         return 0
     run = open_run(config)
 

@@ -30,9 +30,16 @@ def build_model(
     """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(config.seed, "init"))
-        model = _initialised(config, input_shape, num_classes)
+    from Models.construct import construct
+
+    if config.is_parametrized:
+        from Models.parametrization.network import build_parametrized
+
+        model = build_parametrized(config, input_shape, num_classes)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(config.seed, "init"))
+            model = construct(config, input_shape, num_classes)
     if weights and (config.pretrained or config.restore_path):
         from Models.weights import load_pretrained, restore
 
@@ -41,20 +48,3 @@ def build_model(
         else:
             load_pretrained(model, config.entry.pretrained, config.model_dir)
     return model
-
-
-def _initialised(
-    config: ModelConfig, input_shape: tuple[int, ...], num_classes: int
-) -> "nn.Module":
-    import torch
-
-    from Models.user import build_user_model
-
-    # Drawn in float32 whatever --dtype is, so that both number formats start from one point.
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    if config.is_user_model:
-        return build_user_model(config.model, input_shape, num_classes, dtype)
-    entry = config.entry
-    options = {name: getattr(config, name) for name in entry.options}
-    model: nn.Module = entry.load()(input_shape, num_classes, **entry.settings, **options)
-    return model.to(dtype)

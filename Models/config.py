@@ -1,14 +1,22 @@
 """The flags that say which model is built."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import pydantic
 from pydantic import Field
 
+from Models.parametrization.abc_file import ROLES, layers_of, parse_abc, read_inline, roles_in
+from Models.parametrization.base_shapes import check_base_shapes
+from Models.parametrization.exponents import Role
+from Models.parametrization.registry import find_parametrization
 from Models.registry import MODELS, NONLINEARITIES, ModelEntry, find_model
-from Utils.config import Config, refuse_unread, with_defaults
+from Utils.config import Config, Names, refuse_unread, with_defaults
 
-_GENERAL = frozenset({"model", "model_class", "dtype", "seed", "model_dir", "restore_path"})
+_PARAMETRIZATION = frozenset({"param", "abc", "roles", "base_width", "base_shapes"})
+_GENERAL = _PARAMETRIZATION | {
+    *("model", "model_class", "dtype", "seed", "model_dir", "restore_path")
+}
 """What every registered model reads."""
 
 _USERS = _GENERAL - {"model_class"}
@@ -78,10 +86,54 @@ class ModelConfig(Config):
         description="Begin, at step 0, with the weights in this file: a checkpoint or a state "
         "dict.",
     )
+    param: str | None = Field(
+        None,
+        description="Parametrization, listed above: how initial weights and learning rates depend "
+        "on the width; prints every parameter's role and scales before training.",
+    )
+    abc: str = Field("", description="Instead of --param: a YAML file of exponents a, b, c.")
+    roles: Names = Field(
+        (),
+        description="Roles that shapes do not tell, as in head.weight=readout: input, hidden, "
+        "query, readout, vector or finite.",
+    )
+    base_width: int | None = Field(
+        None,
+        ge=1,
+        description="Scale relative to this width, where the network is as without --param.",
+    )
+    base_shapes: str = Field(
+        "", description="Instead of --base-width: a file of base shapes (.bsh) of the library mup."
+    )
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="Number format of parameters, inputs and gradients."
     )
     seed: int = Field(1, ge=0, description="Every stream of randomness is derived from it.")
+
+    @classmethod
+    def saved_in(cls, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a model in a saved configuration.
+
+        Args:
+            hyperparameters: of a run; one made before parametrizations existed has none.
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        fields = [f for f in cls.model_fields if f in hyperparameters or f not in _PARAMETRIZATION]
+        return {field: hyperparameters[field] for field in fields}
+
+    @property
+    def is_parametrized(self) -> bool:
+        """Whether initial weights and learning rates follow a parametrization."""
+        return bool(self.param or self.abc)
+
+    @property
+    def given_roles(self) -> dict[str, Role]:
+        """Roles by the names or patterns of parameters: the model's, the file's, the flag's."""
+        known = {} if self.is_user_model else dict(self.entry.roles)
+        from_file = roles_in(self.abc) if self.abc else {}
+        return {**known, **from_file, **dict(map(_role, self.roles))}
 
     @property
     def is_user_model(self) -> bool:
@@ -92,6 +144,19 @@ class ModelConfig(Config):
     def entry(self) -> ModelEntry:
         """The registered model; raises :class:`UserError` for an unknown or a user's one."""
         return find_model(self.model_class, self.model)
+
+    @pydantic.field_validator("abc", "base_shapes")
+    @classmethod
+    def _content_instead_of_file(cls, value: str, info: pydantic.ValidationInfo) -> str:
+        """So that a run does not depend on the file after it has begun."""
+        return read_inline(f"--{str(info.field_name).replace('_', '-')}", value) if value else ""
+
+    @pydantic.field_validator("roles")
+    @classmethod
+    def _names_and_roles(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        for part in parts:
+            _role(part)
+        return parts
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -105,6 +170,8 @@ class ModelConfig(Config):
     @pydantic.model_validator(mode="after")
     def _check_options(self) -> Self:
         reads = _USERS if self.is_user_model else _GENERAL | set(self.entry.options)
+        if self.is_user_model and self.is_parametrized:
+            reads |= {"width"}
         if not self.is_user_model and self.entry.pretrained:
             reads |= {"pretrained"}
         refuse_unread(self, ModelConfig.model_fields, reads, f"--model {self.model}")
@@ -113,3 +180,45 @@ class ModelConfig(Config):
         if self.pretrained and self.restore_path:
             raise ValueError("--pretrained and --restore-path are two origins of weights; give one")
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_parametrization(self) -> Self:
+        if self.param and self.abc:
+            raise ValueError("--param and --abc are two parametrizations; give one")
+        if self.base_width and self.base_shapes:
+            raise ValueError("--base-width and --base-shapes say the same; give one")
+        if not self.is_parametrized:
+            refuse_unread(
+                self, _PARAMETRIZATION - {"param", "abc"}, (), "training without --param or --abc"
+            )
+            return self
+        if self.param:
+            find_parametrization(self.param)  # raises if unknown
+        else:
+            parse_abc(self.abc, layers_of(self.abc))  # raises if there is a mistake
+        if self.base_shapes:
+            check_base_shapes(self.base_shapes)
+        if self.pretrained:
+            raise ValueError("--pretrained weights have their own scales; leave out --param")
+        self._check_width()
+        return self
+
+    def _check_width(self) -> None:
+        registered = not self.is_user_model
+        if registered and "width" not in self.entry.options:
+            fitting = [e.name for e in MODELS["default"] if "width" in e.options]
+            raise ValueError(
+                f"--param: --model {self.model} has no width; use {', '.join(fitting)}, or a "
+                "function of your own with an argument width"
+            )
+        if self.width is None and not self.base_shapes:
+            raise ValueError("--param needs the --width of your model, as in --width 256")
+
+
+def _role(text: str) -> tuple[str, Role]:
+    """A parameter's name or pattern and its role, from ``name=role``."""
+    name, _, role = text.partition("=")
+    for known in ROLES:
+        if role == known and name:
+            return name, known
+    raise ValueError(f"{text}: write name=role; roles are {', '.join(ROLES)}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from Models.parametrization.exponents import Role
 from Utils.errors import UserError
 from Utils.registry import Entry, Registry
 
@@ -21,11 +22,14 @@ class ModelEntry(Entry):
         settings: what distinguishes it from the other models of the same builder.
         pretrained: torchvision's name of the same architecture, if --pretrained can load its
             weights; else empty.
+        roles: of parameters whose role in a parametrization shapes do not tell, by name or
+            pattern.
     """
 
     options: Mapping[str, Setting] = field(default_factory=dict)
     settings: Mapping[str, Setting] = field(default_factory=dict)
     pretrained: str = ""
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ _TRANSFORMER: Mapping[str, Setting] = {
     "norm": "layernorm",
     "mlp": "mlp",
     **_BIAS,
+}
+
+_TRANSFORMER_ROLES: Mapping[str, Role] = {
+    "positions": "vector",
+    "blocks.*.attention.q.weight": "query",
 }
 
 _DEFAULT = [
@@ -95,6 +104,7 @@ _DEFAULT = [
         "decoder-only transformer of vectors or one-hot tokens; its last position is classified",
         "Vaswani et al. (2017), Attention is all you need, arXiv 1706.03762",
         options=_TRANSFORMER,
+        roles=_TRANSFORMER_ROLES,
     ),
     ModelEntry(
         "vit",
@@ -102,6 +112,7 @@ _DEFAULT = [
         "vision transformer: patches of an image as tokens, their mean is classified",
         "Dosovitskiy et al. (2021), An image is worth 16x16 words, arXiv 2010.11929",
         options={**_TRANSFORMER, "patch_size": 4},
+        roles=_TRANSFORMER_ROLES,
     ),
 ]
 

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -17,7 +17,11 @@ from Utils.errors import UserError
 
 
 def build_user_model(
-    reference: str, input_shape: tuple[int, ...], num_classes: int, dtype: torch.dtype
+    reference: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    dtype: torch.dtype,
+    options: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """Call the user's function and check what it returns.
 
@@ -26,14 +30,35 @@ def build_user_model(
         input_shape: of one example; the function's first argument.
         num_classes: number of outputs; the function's second argument.
         dtype: what the model is converted to.
+        options: more arguments, by name.
 
     Raises:
         UserError: the function cannot be found or fails, or what it returns is not a module
             with parameters that maps [N, *input_shape] to [N, num_classes].
     """
+    model = call_user_function(reference, input_shape, num_classes, options or {})
+    model = model.to("cpu", dtype)
+    _check_output(reference, model, torch.zeros(2, *input_shape, dtype=dtype), num_classes)
+    return model
+
+
+def call_user_function(
+    reference: str, input_shape: tuple[int, ...], num_classes: int, options: Mapping[str, int]
+) -> nn.Module:
+    """What the user's function makes, wherever it makes it.
+
+    Args:
+        reference: what follows ``--model``.
+        input_shape: the function's first argument.
+        num_classes: its second argument.
+        options: its other arguments, by name.
+
+    Raises:
+        UserError: the function cannot be found or fails, or returns no module with parameters.
+    """
     function = load_function(reference)
     try:
-        model = function(input_shape, num_classes)
+        model = function(input_shape, num_classes, **options)
     except Exception as error:
         _blame(reference, "the function failed", error)
     if not isinstance(model, nn.Module):
@@ -43,8 +68,6 @@ def build_user_model(
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"--model {reference}: the model has no parameters to train")
-    model = model.to("cpu", dtype)
-    _check_output(reference, model, torch.zeros(2, *input_shape, dtype=dtype), num_classes)
     return model
 
 

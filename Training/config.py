@@ -7,6 +7,8 @@ from pydantic import Field
 
 from Data import DataConfig
 from Models import ModelConfig
+from Models.parametrization import build_parametrization
+from Models.parametrization.abc_file import layers_of, parse_abc
 from Training.backends.config import BackendConfig
 from Training.registry import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
@@ -75,6 +77,15 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
     probe_size: int = Field(64, ge=1, description="Examples in the run's fixed probe batch.")
     balance: bool = Field(
         True, description="Also look for matrix laws, whose number grows as the square of a width."
+    )
+    calibrate_width: int | None = Field(
+        None,
+        ge=1,
+        description="Width at which the first step's learning rates are calibrated once, for a "
+        "parametrization that has some.",
+    )
+    explain: bool = Field(
+        False, description="Print what --param or --abc does as the width grows, train nothing."
     )
     list_laws: bool = Field(
         False, description="Print the conservation laws of the model, train nothing."
@@ -149,6 +160,34 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
             )
         if self.nesterov and self.dampening:
             raise ValueError(f"--nesterov needs --dampening 0, not {self.dampening}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_parametrized_training(self) -> Self:
+        for flag, value in (
+            ("--explain", self.explain),
+            ("--calibrate-width", self.calibrate_width),
+        ):
+            if value and not self.is_parametrized:
+                raise ValueError(f"{flag} is about a parametrization; give --param or --abc")
+        if not self.is_parametrized:
+            return self
+        chosen = OPTIMIZERS[self.optimizer]
+        if chosen.family is None:
+            fitting = [entry.name for entry in OPTIMIZERS if entry.family]
+            raise ValueError(
+                f"--optimizer {self.optimizer} has no established rule for widths, as "
+                f"{chosen.no_rule}; use {', '.join(fitting)}"
+            )
+        if self.param:
+            abc = build_parametrization(self.param, chosen.family, 2)
+        else:
+            abc = parse_abc(self.abc, layers_of(self.abc))
+        if self.calibrate_width and not abc.first_steps:
+            raise ValueError(
+                f"--calibrate-width {self.calibrate_width}: only a first step of its own is "
+                "calibrated; use --param ipllr, or an --abc file with first_steps"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

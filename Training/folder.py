@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from Training.config import TrainConfig
+from Utils.config import validate
 from Utils.errors import UserError, storage_error
 from Utils.rundir import RunFolder
 
@@ -26,6 +27,7 @@ WITHOUT_EFFECT = frozenset(
         "device",
         "tpu",
         "list_laws",
+        "explain",
     }
 )
 """Flags that may differ between a command and its continuation."""
@@ -45,7 +47,9 @@ def check_unchanged(run: RunFolder, config: TrainConfig) -> None:
                 "choose another --expid, or start anew with --overwrite"
             )
         return
-    saved, now = run.read_hyperparameters(), config.flat()
+    # A flag that did not exist when the run began had no effect then, which is its default's.
+    defaults = validate(TrainConfig, {}, "defaults").flat()
+    saved, now = {**defaults, **run.read_hyperparameters()}, config.flat()
     differences = [
         f"--{key.replace('_', '-')} was {_brief(saved.get(key))} and is now {_brief(now[key])}"
         for key in now

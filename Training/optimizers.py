@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from Models.parametrization.scales import Scales
 from Training.config import TrainConfig
 from Training.registry import OPTIMIZERS
 
@@ -99,8 +100,18 @@ def _by_form(named: list[tuple[str, nn.Parameter]]) -> tuple[list[Any], list[Any
     return [pair for pair in named if pair[1].dim() > 1], [p for p in named if p[1].dim() < 2]
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """The optimizer that ``config`` asks for, on all parameters of ``model``."""
+def build_optimizer(
+    config: TrainConfig, model: nn.Module, scales: Scales | None = None
+) -> Optimizer:
+    """The optimizer that ``config`` asks for, on all parameters of ``model``.
+
+    Args:
+        config: the run's configuration.
+        model: whose parameters it updates.
+        scales: of a parametrization; parameters with equal ones share a group. A group whose
+            first steps have another learning rate says in ``first_lr`` what they multiply its
+            own by.
+    """
     entry = OPTIMIZERS[config.optimizer]
     options = {name: getattr(config, name) for name in entry.options}
     named = list(model.named_parameters())
@@ -108,6 +119,27 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     if config.wd_on == "matrices":
         matrices, vectors = _by_form(named)
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    if scales is not None:
+        groups = [part for group in groups for part in _scaled(group, options, scales)]
     given = [group for group in groups if group["params"]]
     optimizer: Optimizer = entry.load()(given, **options)
     return optimizer
+
+
+def _scaled(group: dict[str, Any], options: dict[str, Any], scales: Scales) -> Groups:
+    """One group for each set of factors, without any of them where all are 1."""
+    parts: dict[tuple[float, ...], list[Any]] = {}
+    for name, parameter in group["params"]:
+        scale = scales.of(name)
+        key = (scale.lr, scale.first_lr / scale.lr, scale.wd, scale.eps)
+        parts.setdefault(key, []).append((name, parameter))
+    split = []
+    for (lr, first, wd, eps), named in parts.items():
+        own = {**group, "params": named}
+        own |= {"lr": options["lr"] * lr} if lr != 1 else {}
+        own |= {"first_lr": first} if first != 1 else {}
+        decay = group.get("weight_decay", options["wd"])
+        own |= {"weight_decay": decay * wd} if wd != 1 else {}
+        own |= {"eps": options["eps"] * eps} if eps != 1 and "eps" in options else {}
+        split.append(own)
+    return split

@@ -38,7 +38,7 @@ def rebuild_model(run: RunFolder, hyperparameters: dict[str, Any], instead: str)
         UserError: something is missing, or the user's function fails.
     """
     try:
-        known = {key: hyperparameters[key] for key in ModelConfig.model_fields}
+        known = ModelConfig.saved_in(hyperparameters)
         task = hyperparameters["task"]
         config = validate(ModelConfig, known, str(run.hyperparameters))
         return build_model(config, tuple(task["input_shape"]), task["num_classes"], weights=False)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from Data.entry import Task
+from Models.parametrization.exponents import Family, WeightDecay
 from Utils.registry import Entry, Registry
 
 
@@ -17,9 +18,16 @@ class OptimizerEntry(Entry):
 
     Attributes:
         options: the flags that the optimizer reads, by field name, with their default values.
+        family: how its step depends on the gradient's size, for parametrizations; ``None`` if no
+            rule for widths is established.
+        decay: where it puts --wd.
+        no_rule: why there is no family.
     """
 
     options: Mapping[str, float] = field(default_factory=dict)
+    family: Family | None = None
+    decay: WeightDecay = "gradient"
+    no_rule: str = ""
 
 
 _ADAM: Mapping[str, float] = {"lr": 1e-3, "wd": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -32,6 +40,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
             "Training.optimizers:sgd",
             "θ' = θ − lr (g + wd θ)",
             options={"lr": 0.05, "wd": 0.0},
+            family="sgd",
         ),
         OptimizerEntry(
             "momentum",
@@ -39,6 +48,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
             "v' = momentum v + (1 − dampening)(g + wd θ); θ' = θ − lr v', or Nesterov's variant",
             "Sutskever et al., ICML 2013",
             options={"lr": 0.05, "wd": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False},
+            family="sgd",
         ),
         OptimizerEntry(
             "adam",
@@ -46,6 +56,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
             "first moment / root of the second, wd in the gradient; lr 1e-3",
             "Kingma and Ba, ICLR 2015",
             options=_ADAM,
+            family="adam",
         ),
         OptimizerEntry(
             "adamw",
@@ -53,6 +64,8 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
             "adam with decoupled decay, θ(1 − lr wd); lr 1e-3, wd 1e-2",
             "Loshchilov and Hutter, ICLR 2019",
             options={**_ADAM, "wd": 1e-2},
+            family="adam",
+            decay="decoupled",
         ),
         OptimizerEntry(
             "rms",
@@ -60,6 +73,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
             "RMSprop: gradient / root of its mean square, wd in the gradient; lr 1e-3",
             "Tieleman and Hinton, 2012",
             options={"lr": 1e-3, "wd": 0.0, "momentum": 0.0, "beta2": 0.99, "eps": 1e-8},
+            family="adam",
         ),
         OptimizerEntry(
             "lamb",
@@ -67,6 +81,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
             "adam times |θ| / |update| of each parameter; lr 1e-3",
             "You et al., ICLR 2020",
             options={**_ADAM, "eps": 1e-6},
+            no_rule="its steps are relative to the size of each parameter",
         ),
         OptimizerEntry(
             "lion",
@@ -74,6 +89,8 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
             "sign of an interpolated momentum, decoupled decay; lr 1e-4",
             "Chen et al., NeurIPS 2023",
             options={"lr": 1e-4, "wd": 0.0, "beta1": 0.9, "beta2": 0.99},
+            family="adam",
+            decay="decoupled",
         ),
         OptimizerEntry(
             "muon",
@@ -90,6 +107,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
                 "beta2": 0.95,
                 "eps": 1e-10,
             },
+            no_rule="its steps have a fixed spectral norm, and vectors another optimizer",
         ),
     ],
     aliases={"custom_sgd": "momentum"},

@@ -10,6 +10,7 @@ from Data import load_dataset
 from Data.batches import probe_batch
 from Data.dataset import Dataset
 from Models import build_model
+from Models.parametrization.scales import Scales
 from Models.symmetry import Laws, find_laws
 from Training.backends import start
 from Training.backends.backend import Backend
@@ -17,6 +18,7 @@ from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
 from Training.loop import Trainer
+from Training.parametrized import resolve
 from Training.recorder import FolderRecorder, Recorder, Silence
 from Training.schedule import Schedule
 from Training.state import TrainingState
@@ -65,12 +67,13 @@ def _train_on(
         _check_smallest_batch(config, model, dataset, backend.replicas)
         keeper = _Keeper(config, held)
         backend.on_first(lambda: keeper.open(folder))
+        scales = backend.on_first(lambda: keeper.scales(dataset))
         checkpoint, laws = backend.on_first(lambda: keeper.newest(model))
         if checkpoint is not None:
             load_weights(model, checkpoint)  # first, as all else is made for this very model
-        state = TrainingState.initial(config, model, dataset, laws, backend)
+        state = TrainingState.initial(config, model, dataset, laws, backend, scales)
         held.enter_context(closing(state.batches))
-        backend.on_first(lambda: keeper.describe(dataset, state))
+        backend.on_first(lambda: keeper.describe(dataset, state, scales))
         if checkpoint is not None:
             state.load_state_dict(checkpoint)
         keeper.say_where(state, checkpoint is None)
@@ -127,7 +130,18 @@ class _Keeper:
             run.publish(run.symmetries)
         return checkpoint, Laws.load(run.symmetries)
 
-    def describe(self, dataset: Dataset, state: TrainingState) -> None:
+    def scales(self, dataset: Dataset) -> Scales | None:
+        """What the parametrization makes of the learning rates; told when a run begins."""
+        run, stored = self._folder, None
+        if run.hyperparameters.exists():
+            stored = run.read_hyperparameters().get("task", {}).get("parametrization")
+        scales = resolve(self._config, dataset, stored)
+        if scales is not None and stored is None:
+            told = self._config.param or "--abc"
+            self.log.info("parametrization %s:\n%s", told, scales.table())
+        return scales
+
+    def describe(self, dataset: Dataset, state: TrainingState, scales: Scales | None) -> None:
         """Write what later stages need besides checkpoints; a continued run has it already."""
         run, config = self._folder, self._config
         if not run.probe.exists():
@@ -144,6 +158,8 @@ class _Keeper:
                 "phases": state.schedule.describe(),
                 "replicas": state.backend.replicas,
             }
+            if scales is not None:
+                task["parametrization"] = scales.flat()
             run.write_hyperparameters(describe(config, str(state.backend), task))
             run.publish(run.hyperparameters)
 

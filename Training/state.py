@@ -1,5 +1,6 @@
 """Everything that changes during training, which is everything that a checkpoint holds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from Data.batches import training_batches
 from Data.dataset import Dataset
 from Data.order import TrainingBatches
+from Models.parametrization.scales import Scales
 from Models.symmetry import Laws
 from Training.backends.backend import Backend, Forward
 from Training.buffers import StepBuffers
@@ -30,6 +32,7 @@ class TrainingState:
     Attributes:
         forward: the model as what maps a batch to logits.
         step: updates done.
+        scaled: whether learning rates have the factors of a parametrization.
         losses: of the minibatches since the last means were taken.
     """
 
@@ -44,6 +47,7 @@ class TrainingState:
     backend: Backend
     losses: LossRecord
     step: int = 0
+    scaled: bool = False
 
     @classmethod
     def initial(
@@ -53,6 +57,7 @@ class TrainingState:
         dataset: Dataset,
         laws: Laws,
         backend: Backend,
+        scales: Scales | None = None,
     ) -> Self:
         """The state before the first step.
 
@@ -62,6 +67,7 @@ class TrainingState:
             dataset: what to train on.
             laws: the model's, for the observer.
             backend: where to train; the model is moved there.
+            scales: of the parametrization, if there is one.
         """
         dtype = getattr(torch, config.dtype)
         example = torch.zeros(2, *dataset.entry.input_shape, dtype=dtype)
@@ -77,8 +83,8 @@ class TrainingState:
             config.drop_last,
             backend.share,
         )
-        optimizer = build_optimizer(config, model)
-        scheduler = LambdaLR(optimizer, lambda step: schedule.lr(step) / schedule.phases[0].lr)
+        optimizer = build_optimizer(config, model, scales)
+        scheduler = LambdaLR(optimizer, schedule_multipliers(optimizer, schedule, scales))
         observer = ConservationObserver(model, optimizer, laws)
         buffers = StepBuffers(model, optimizer, config.save_buffers)
         torch.manual_seed(stream_seed(config.seed, "dropout") + backend.rank)
@@ -95,6 +101,7 @@ class TrainingState:
             batches,
             backend,
             losses,
+            scaled=scales is not None,
         )
 
     @property
@@ -104,7 +111,9 @@ class TrainingState:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step, before the factors of a parametrization."""
+        if self.scaled:
+            return self.schedule.lr(self.step)
         return float(self.optimizer.param_groups[0]["lr"])
 
     def advance(self) -> None:
@@ -150,3 +159,19 @@ class TrainingState:
         states: list[dict[str, Any]] = checkpoint["rng_state"]
         if self.backend.rank < len(states):
             self.backend.set_rng_state(states[self.backend.rank])
+
+
+def schedule_multipliers(
+    optimizer: Optimizer, schedule: Schedule, scales: Scales | None
+) -> list[Callable[[int], float]]:
+    """For each group what its learning rate is multiplied by after so many steps."""
+    first_steps = 0 if scales is None else scales.first_steps
+
+    def of(first: float) -> Callable[[int], float]:
+        def multiplier(step: int) -> float:
+            value = schedule.lr(step) / schedule.phases[0].lr
+            return value * first if step < first_steps else value
+
+        return multiplier
+
+    return [of(group.get("first_lr", 1.0)) for group in optimizer.param_groups]

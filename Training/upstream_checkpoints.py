@@ -42,7 +42,7 @@ class UpstreamCheckpoints:
 
     def __init__(self, hyperparameters: Mapping[str, Any]):
         task = hyperparameters["task"]
-        known = {key: hyperparameters[key] for key in ModelConfig.model_fields}
+        known = ModelConfig.saved_in(hyperparameters)
         config = validate(ModelConfig, known, "hyperparameters.json")
         with torch.device("meta"):  # names and shapes are enough
             self._model = build_model(config, task["input_shape"], task["num_classes"])

@@ -16,6 +16,7 @@ from Data import DATASETS
 from Metrics import METRICS, CacheConfig
 from Metrics.figures import PlotConfig
 from Models import MODELS, NONLINEARITIES
+from Models.parametrization import PARAMETRIZATIONS
 from Training import BUFFERS, LOSSES, OPTIMIZERS, TrainConfig
 from Training.config import ExtractConfig
 from Utils.cli import parse
@@ -42,6 +43,7 @@ HOUSE = ROOMS | STAGES | {"scripts", "benchmarks", "notebooks", "tests"}
 REGISTRIES: list[tuple[str, Registry[Any]]] = [
     *(("Models", registry) for registry in MODELS.values()),
     ("Models", NONLINEARITIES),
+    ("Models", PARAMETRIZATIONS),
     ("Data", DATASETS),
     ("Training", OPTIMIZERS),
     ("Training", LOSSES),
@@ -187,6 +189,14 @@ def test_every_dataset_has_its_section_or_row() -> None:
     page = ROOT / "docs" / "data.md"
     rows = re.findall(r"^\| *`([^`]+)` *\|", page.read_text(), re.MULTILINE)
     assert set(DATASETS.names) <= {*headings(page), *rows}
+
+
+def test_every_parametrization_has_its_row() -> None:
+    page = (ROOT / "docs" / "parametrizations.md").read_text()
+    rows = re.findall(r"^\| *`([^`:]+)(?::s)?`", page, re.MULTILINE)
+    assert set(PARAMETRIZATIONS.names) <= set(rows)
+    commands = re.findall(r"^ +python train\.py ([^…\n]+)$", page, re.MULTILINE)
+    assert len([parse(TrainConfig, shlex.split(flags)) for flags in commands]) >= 4
 
 
 @pytest.mark.parametrize("metric", METRICS.names)

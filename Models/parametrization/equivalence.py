@@ -1,9 +1,9 @@
 """When two parametrizations are one: the symmetry of the abc form.
 
 (a, b, c) → (a + θ, b − θ, c − 2θ) under SGD, and c − θ under Adam, changes no weight W of any
-step, with one θ for every layer (Yang and Hu 2021, arXiv 2011.14522, equation 5.5 and following;
-Everett et al. 2024, arXiv 2407.05872). Weight decay and Adam's ε are part of the symmetry only
-if they are scaled as well (:mod:`Models.parametrization.scales`).
+step, with one θ for every layer (Yang and Hu 2021, arXiv 2011.14522; Everett et al. 2024, arXiv
+2407.05872). Weight decay and Adam's ε are part of the symmetry only if they are scaled as well
+(:mod:`Models.parametrization.scales`).
 """
 
 from fractions import Fraction

@@ -27,6 +27,9 @@ Decay = Literal["literal", "constant"]
 """What --wd is in an abc form: the decay of w, or one whose product with the learning rate of w
 does not depend on the width, as in mup's optimizers."""
 
+WeightDecay = Literal["gradient", "decoupled"]
+"""Where an optimizer puts --wd: λw in the gradient, or a factor 1 − lr λ."""
+
 ZERO, HALF, ONE = Fraction(0), Fraction(1, 2), Fraction(1)
 
 

@@ -2,7 +2,7 @@
 
 A quantity with exponent e is Θ(n^e). The recursions are those of an MLP with L hidden layers,
 finite inputs and outputs, after one step and after two, at random initialisation (Yang and Hu
-2021, arXiv 2011.14522, section 3, carried over to one learning rate per layer, to vanishing or
+2021, arXiv 2011.14522, carried over to one learning rate per layer, to vanishing or
 exploding layers, and to a first step of its own). Nonlinearities have outputs of nonzero mean
 wherever layers vanish or explode, as relu has; Adam is taken with ε → 0.
 """

@@ -114,6 +114,27 @@ def test_two_processes_train_as_one(two: RunFolder, trains: Train, run: RunFolde
     assert len(_checkpoint(two, 36)["rng_state"]) == 2
 
 
+def test_two_processes_have_the_scales_of_one(
+    trains: Train, run: RunFolder, tmp_path: Path
+) -> None:
+    """Learning rates of IP-LLR's first step, of its later steps, and their calibration."""
+    flags = "--model fc --depth 3 --width 16 --param ipllr --calibrate-width 32 --lr 0.01 "
+    flags += "--dtype float64 --epochs 1 --drop-last --save-at 1"
+    there = RunFolder(tmp_path / "two" / "x")
+    process = _torchrun(there, f"{flags} --train-batch-size 64")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert errors.count("parametrization ipllr:") == 1
+    trains(f"{flags} --train-batch-size 128")
+    assert run.checkpoint_steps() == there.checkpoint_steps()
+    for step in run.checkpoint_steps():
+        a, b = (_checkpoint(r, step)["model_state_dict"] for r in (run, there))
+        for name, tensor in a.items():
+            torch.testing.assert_close(b[name], tensor, rtol=0, atol=1e-11)
+    rates = [r.read_hyperparameters()["task"]["parametrization"] for r in (run, there)]
+    assert rates[0] == rates[1]
+
+
 def test_a_killed_process_is_started_again_and_nothing_is_lost(
     two: RunFolder, tmp_path: Path
 ) -> None:

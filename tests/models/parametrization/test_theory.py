@@ -184,7 +184,7 @@ def test_a_depth_must_fit() -> None:
 
 @pytest.mark.parametrize("name", ["sp-lr1n", "ntk", "hybrid:0.3", "mup"])
 def test_r_is_the_one_of_yang_and_hu(name: str) -> None:
-    """Their formula for one c, arXiv 2011.14522, definition 3.2."""
+    """Their formula for one c, arXiv 2011.14522."""
     abc = build_parametrization(name, "sgd", 4)
     c, last = abc.layers[0].c, abc.layers[-1]
     inner = min(2 * e.a + (1 if layer == 0 else 0) for layer, e in enumerate(abc.layers[:-1]))
