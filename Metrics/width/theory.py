@@ -5,23 +5,14 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from Metrics.width.members import Group, Member
-from Models.parametrization import (
-    ABC,
-    Exponents,
-    Family,
-    Theory,
-    build_parametrization,
-    explain,
-)
+from Models.construct import skeleton
+from Models.parametrization import ABC, Exponents, Theory, build_parametrization, explain
+from Models.parametrization.network import Parametrized
+from Models.parametrization.roles import chain_of
+from Training.config import TrainConfig
+from Training.rebuild import rebuild_config
+from Training.registry import OPTIMIZERS
 from Utils.errors import UserError
-
-_FAMILIES: Mapping[str, Family] = {
-    "sgd": "sgd",
-    "momentum": "sgd",
-    "adam": "adam",
-    "adamw": "adam",
-    "rms": "adam",
-}
 
 Fans = tuple[int, int]
 """What one output of a layer reads, and how many outputs there are."""
@@ -123,33 +114,27 @@ def theory_of(group: Group, fans: Mapping[int, Mapping[str, Fans]]) -> ChainTheo
     member = group.members[0]
     if reason := _refusal(group):
         return ChainTheory(None, reason)
-    family = _FAMILIES[member.flag("optimizer")]
-    roles = _roles(fans)
-    chain = _is_chain(list(roles.values()))
-    depth = len(roles) - 1 if chain else 2
-    at = {"input": 0, "hidden": 1, "readout": 2}
-    places = {
-        name: index if chain else at[role]
-        for index, (name, role) in enumerate(roles.items())
-        if chain or role in at
-    }
+    family = OPTIMIZERS[member.flag("optimizer")].family
     try:
-        abc = _abc(member, family, depth)
+        config = rebuild_config(member.run, dict(member.hyperparameters))
+        abc, chain = _parametrization(member, config)
     except UserError as error:
         return ChainTheory(None, str(error))
+    assert family is not None
     assert group.lr_exponent is not None
     abc = _with_lr(abc, group.lr_exponent)
-    theory = explain(abc, depth, family, bool(member.flag("bias")))
-    if not chain and not theory.stable:
+    theory = explain(abc, abc.hidden_layers, family, config.bias)
+    if chain is None and not theory.stable:
         return ChainTheory(None, "the layers are no chain, and the parametrization is not stable")
-    return ChainTheory(theory, "", abc, places, chain)
+    return ChainTheory(theory, "", abc, _places(member, chain, fans), chain is not None)
 
 
 def _refusal(group: Group) -> str:
     """Why the recursions do not hold for these runs; empty if they do."""
     member = group.members[0]
-    if member.flag("optimizer") not in _FAMILIES:
-        return f"no theory of --optimizer {member.flag('optimizer')}"
+    optimizer = OPTIMIZERS[member.flag("optimizer")]
+    if optimizer.family is None:
+        return f"no theory of --optimizer {optimizer.name}: {optimizer.no_rule}"
     if member.flag("wd"):
         return "weight decay moves weights besides their gradients"
     if member.flag("clip_norm"):
@@ -159,8 +144,36 @@ def _refusal(group: Group) -> str:
     return ""
 
 
-def _abc(member: Member, family: Family, depth: int) -> ABC:
-    return build_parametrization(member.flag("param") or "sp", family, depth)
+def _parametrization(member: Member, config: TrainConfig) -> tuple[ABC, list[str] | None]:
+    """The exponents, and the names of the layers if they are a chain.
+
+    Without --param, networks count as standard: torch's layers begin so.
+    """
+    task = member.hyperparameters["task"]
+    shape, classes = tuple(task["input_shape"]), task["num_classes"]
+    family = OPTIMIZERS[config.optimizer].family
+    assert family is not None
+    weights = chain_of(skeleton(config, shape, classes, config.width))
+    chain = None
+    if weights is not None and len(weights) > 1:
+        chain = [name.rpartition(".")[0] for name in weights]
+    if config.is_parametrized:
+        return Parametrized(config, shape, classes).abc(family), chain
+    depth = len(chain) - 1 if chain else 2
+    return build_parametrization("sp", family, depth), chain
+
+
+def _places(
+    member: Member, chain: list[str] | None, fans: Mapping[int, Mapping[str, Fans]]
+) -> dict[str, int]:
+    """The index of each layer in the tables of theory."""
+    if chain is not None:
+        return {name: index for index, name in enumerate(chain)}
+    known = member.hyperparameters["task"].get("parametrization", {}).get("parameters", ())
+    stored = {row["name"].removesuffix(".weight"): row["role"] for row in known}
+    at = {"input": 0, "hidden": 1, "query": 1, "readout": 2}
+    roles = _roles(fans) | {name: role for name, role in stored.items() if role in at}
+    return {name: at[role] for name, role in roles.items() if role in at}
 
 
 def _with_lr(abc: ABC, exponent: Fraction) -> ABC:
@@ -194,12 +207,3 @@ def _roles(fans: Mapping[int, Mapping[str, Fans]]) -> dict[str, str]:
         for name in small
         if name in large
     }
-
-
-def _is_chain(roles: list[str]) -> bool:
-    inner = roles[1:-1]
-    return (
-        len(roles) > 1
-        and (roles[0], roles[-1]) == ("input", "readout")
-        and set(inner) <= {"hidden"}
-    )
