@@ -16,6 +16,11 @@ import torch
 import xarray
 
 from Metrics import CacheConfig
+from Metrics.figures import PlotConfig
+from Metrics.figures._experiment import read_experiment
+from Metrics.figures._exponents import draw_forest, draw_sizes
+from Metrics.figures._options import Options
+from Metrics.figures.experiment import plot_experiment
 from Metrics.registry import scope_of
 from Metrics.width.caching import Findings, cache_experiment, contradictions
 from Metrics.width.norms import edge, operator_norm
@@ -302,6 +307,55 @@ def test_nothing_to_compare_is_no_success(tmp_path: Path) -> None:
     found = cached(make(tmp_path / "e", FLAGS, widths=(16,)), "--metrics gradients")
     with pytest.raises(UserError, match="--assert: no exponent has a prediction"):
         contradictions(found)
+
+
+def plotted(path: Path, arguments: str) -> list[str]:
+    flags = ["--save-dir", str(path.parent), "--experiment", path.name, "--format", "png"]
+    return list(plot_experiment(parse(PlotConfig, [*flags, *arguments.split()])))
+
+
+def test_figures_are_drawn_once(own: Path) -> None:
+    cached(own, "--metrics gradients")
+    drawn = [str(own / "img" / name) for name in ("gradients.png", "gradients-exponents.png")]
+    assert plotted(own, "--metrics gradients") == drawn
+    assert plotted(own, "--metrics gradients") == [f"{path} is up to date" for path in drawn]
+    with pytest.raises(UserError, match=r"cache.py --experiment sp .* --metrics coordinates"):
+        plotted(own, "--metrics coordinates")
+    with pytest.raises(UserError, match="unknown layer 'fc9'"):
+        plotted(own, "--metrics gradients --layers fc9")
+
+
+def test_one_width_has_no_figure(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", FLAGS, widths=(16,))
+    cached(path, "--metrics gradients")
+    assert plotted(path, "--metrics gradients")[0].startswith("gradients: not drawn")
+
+
+def test_dashed_lines_have_the_predicted_slopes(own: Path) -> None:
+    (found,) = cached(own, "--metrics coordinates")
+    cache = read_experiment(found.path)
+    options = Options(layers=("fc1",))
+    axes = {a.get_title(loc="left"): a for a in draw_sizes(cache, options).axes}
+    assert list(axes) == [f"{q}, step 1" for q in ("preactivation", "change", "own")]
+    slopes = {}
+    for title, panel in axes.items():
+        dots, line, dashes = (np.log(np.array(p.get_data(), float)) for p in panel.lines)
+        assert dots.shape == (2, len(WIDTHS) * len(SEEDS))
+        means = [dots[1][np.isclose(dots[0], np.log(n))].mean() for n in WIDTHS]
+        assert line[1] == pytest.approx(means)
+        assert dashes[1].mean() == pytest.approx(line[1].mean())
+        slopes[title.partition(",")[0]] = np.polyfit(dashes[0], dashes[1], 1)[0]
+    assert slopes == pytest.approx({"preactivation": 0, "change": -1.5, "own": -1.5}, abs=1e-9)
+    legend = axes["own, step 1"].get_legend()
+    assert legend is not None
+    assert legend.get_texts()[0].get_text().endswith("(−3/2)")
+    (forest,) = draw_forest(cache, options).axes
+    names = [label.get_text() for label in forest.get_yticklabels()]
+    assert names == ["preactivation  fc1", "change  fc1", "own  fc1"]
+    ticks = [
+        float(np.array(line.get_xdata())[0]) for line in forest.lines if line.get_marker() == "|"
+    ]
+    assert ticks == [0, -1.5, -1.5]
 
 
 def test_metrics_read_runs_or_experiments() -> None:
