@@ -49,19 +49,25 @@ class Fit:
         """Whether the slope still changes with the width."""
         return abs(self.exponent - self.last_octave) > PRE_ASYMPTOTIC
 
-    def verdict(self, predicted: Fraction | None) -> Verdict:
+    def verdict(self, predicted: Fraction | None, least: Fraction | None = None) -> Verdict:
         """What the measurement says of a prediction.
 
-        A miss is no contradiction while the slope still changes towards the prediction.
+        A miss is no contradiction while the slope still changes towards the prediction, nor
+        where it lies between the exponents of the parts of a sum: the largest wins in the end,
+        at widths that their constants decide on.
 
         Args:
             predicted: the exponent that theory gives; ``None`` if it gives none.
+            least: the smallest exponent of the parts of a sum.
         """
         if predicted is None:
             return ""
         error = abs(self.exponent - float(predicted))
         if error <= MARGIN + self.interval:
             return "agrees"
+        margin = MARGIN + self.interval
+        if least is not None and float(least) - margin <= self.exponent <= float(predicted):
+            return "pre-asymptotic"
         nearer = abs(self.last_octave - float(predicted)) < error
         return "pre-asymptotic" if self.pre_asymptotic and nearer else "contradicts"
 
@@ -99,6 +105,25 @@ def fit_exponent(
         widths=len(np.unique(np.concatenate([x for x, _ in lines]))),
         seeds=len(lines),
     )
+
+
+def minimum(rates: Array, losses: Array) -> tuple[float, float]:
+    """Where a curve of losses over log rates is least, and the loss there; NaN at an end.
+
+    Args:
+        rates: ascending.
+        losses: infinite where training diverged.
+    """
+    k = int(np.argmin(losses))
+    if not 0 < k < len(rates) - 1 or not np.isfinite(losses[k]):
+        return float("nan"), float("nan")
+    x, y = np.log(rates[k - 1 : k + 2]), losses[k - 1 : k + 2]
+    if not np.isfinite(y).all():
+        return float(rates[k]), float(losses[k])
+    a, b, c = np.polyfit(x - x[1], y, 2)
+    if a <= 0:
+        return float(rates[k]), float(losses[k])
+    return float(rates[k] * np.exp(-b / (2 * a))), float(c - b * b / (4 * a))
 
 
 def _slope(x: Array, y: Array) -> float:

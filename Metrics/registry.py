@@ -22,7 +22,6 @@ Kind = Literal[
     "curves",
     "exponents",
     "transfer",
-    "phases",
 ]
 """The forms of figures."""
 
@@ -48,7 +47,7 @@ class MetricEntry(Entry):
             velocities over positions, "units" for curves of units of layers,
             "gradients" for weights and their gradients, "stability" for eigenvalues and their
             threshold, "certificate" for deviations from zero, "curves" for anything,
-            "exponents" for powers of the width.
+            "exponents" for powers of the width, "transfer" for losses over learning rates.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
@@ -230,6 +229,17 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Gradients of the outputs",
             ylabel=r"$\partial f / \partial h$, root mean square",
             kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "transfer",
+            "Metrics.width.transfer:Transfer",
+            "training losses over learning rates at every width, and how the best one moves",
+            "Yang et al. (2022), Tensor Programs V, arXiv 2203.03466",
+            title="Learning-rate transfer",
+            ylabel="training loss",
+            kind="transfer",
             default=False,
             scope="experiment",
         ),

@@ -16,7 +16,7 @@ from Utils.storage import datasets, open_hdf5
 
 ADVICE = "run cache.py for this experiment again, with --overwrite"
 
-_HEAD = {"runs", "widths", "seeds", "groups", "steps", "sources"}
+_HEAD = {"runs", "widths", "seeds", "groups", "rates", "steps", "sources"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class ExperimentCache:
         widths: [R] of the runs.
         seeds: [R].
         groups: [R] their labels.
+        rates: [R] their --lr.
         steps: [T].
         curves: [R, T] by quantity and layer; NaN where nothing was measured.
         fits: the table of exponents.
@@ -63,6 +64,7 @@ class ExperimentCache:
     widths: NDArray[np.int64]
     seeds: NDArray[np.int64]
     groups: NDArray[np.str_]
+    rates: Array
     steps: NDArray[np.int64]
     curves: Mapping[tuple[str, str], Array]
     fits: tuple[FittedExponent, ...]
@@ -99,6 +101,7 @@ def read_experiment(path: Path) -> ExperimentCache:
             widths=h5["widths"][()],
             seeds=h5["seeds"][()],
             groups=h5["groups"][()].astype(str),
+            rates=h5["rates"][()],
             steps=h5["steps"][()],
             curves=curves,
             fits=tuple(_fit(table, line) for line in range(len(table["group"]))),

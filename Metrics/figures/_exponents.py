@@ -58,8 +58,8 @@ def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
     figure, cells = charts(len(panels), header_height(2, options), columns, 1.45, _LEGEND)
     for cell, (group, quantity, fits) in zip(cells, panels, strict=True):
         handles = [_draw_layer(cell.main, cache, fit, colours[fit.layer]) for fit in fits]
-        _width_axis(cell.main, cache.widths)
-        _size_axis(cell.main)
+        width_axis(cell.main, cache.widths)
+        size_axis(cell.main)
         title = quantity if len(cache.labels) == 1 else f"{quantity}, {group}"
         name = style.layer_title(title, cell.width, style.TITLE_SIZE, options.use_tex)
         cell.main.set_title(f"{name}, step {fits[0].step}", loc="left")
@@ -109,16 +109,18 @@ def points_of(cache: ExperimentCache, fit: FittedExponent) -> tuple[Array, Array
     return cache.widths[known].astype(float), values[known]
 
 
-def _width_axis(axes: Axes, widths: Any) -> None:
+def width_axis(axes: Axes, widths: Any) -> None:
     """Logarithmic, with ticks at the widths of the runs, of which some are left out if many."""
     axes.set_xscale("log")
     found = np.unique(widths)
+    axes.set_xlim(found[0] / 1.15, found[-1] * 1.15)
     shown = found[:: -(-len(found) // 5)]
     axes.set_xticks(shown, [str(n) for n in shown])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _size_axis(axes: Axes) -> None:
+def size_axis(axes: Axes) -> None:
+    """Logarithmic, with few ticks."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=4))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -12,6 +12,7 @@ from Metrics.figures._exponents import MANY, draw_forest, draw_sizes, quantities
 from Metrics.figures._files import fingerprint, is_current, save
 from Metrics.figures._options import NothingToDraw, Options, check_layers
 from Metrics.figures._style import settings
+from Metrics.figures._transfer import draw_transfer
 from Metrics.figures.run import cache_command
 from Utils.errors import UserError
 from Utils.rundir import ExperimentFolder
@@ -21,6 +22,7 @@ Draw = Callable[[ExperimentCache, Options], Figure]
 
 _FIGURES: dict[str, dict[str, Draw]] = {
     "exponents": {"": draw_sizes, "-exponents": draw_forest},
+    "transfer": {"": draw_transfer, "-exponents": draw_forest},
 }
 """What is drawn of the kinds of metrics, by what is added to the names of the files."""
 

@@ -212,9 +212,9 @@ class _Computation:
         for step, names in missing.items():
             with network.at(step) as checkpoint:
                 found[step] = {n: dict(self._metrics[n].measure(checkpoint)) for n in names}
-                if step == 0:
-                    fans = _fans(network)
-                    found[step] = {n: {**fans, **values} for n, values in found[step].items()}
+                for name in names:
+                    if step == 0 and self._metrics[name].reads_layers:
+                        found[step][name] = {**_fans(network), **found[step][name]}
         return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from Metrics.width.metric import PerLayer, Quantity, Values, mean_size, rms
 from Metrics.width.network import Checkpoint
-from Metrics.width.theory import ChainTheory, largest
+from Metrics.width.theory import ChainTheory, largest, smallest
 
 _MEAN = "mean "
 """Before the name of a quantity: of its mean absolute value instead of its root mean square."""
@@ -43,6 +43,20 @@ class Coordinates(PerLayer):
             change = theory.after("change", layer, step, below)
             return None if change is None else largest(initial, change)
         return theory.after(name, layer, step)
+
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        """Changes are sums over the layers below, and later sizes those of beginning and change."""
+        name, layer = quantity.name.removeprefix(_MEAN), quantity.layer
+        if step == 0 or name not in {"preactivation", "activation", "change", "propagated"}:
+            return None
+        if name == "propagated":
+            return theory.least_propagated(layer, step)
+        if name == "change":
+            return theory.least_change(layer, step)
+        at = layer if name == "preactivation" else theory.below(layer)
+        if at is None:
+            return None
+        return smallest(theory.initial("preactivation", at), theory.least_change(at, step))
 
 
 def _parts(checkpoint: Checkpoint, layer: str) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ class Exponent:
         step: updates done.
         fit: its exponent.
         predicted: the exponent that theory gives, if any.
+        least: the smallest exponent of the parts, of a sum.
     """
 
     group: str
@@ -40,10 +41,11 @@ class Exponent:
     step: int
     fit: Fit
     predicted: Fraction | None
+    least: Fraction | None = None
 
     @property
     def verdict(self) -> Verdict:
-        return self.fit.verdict(self.predicted)
+        return self.fit.verdict(self.predicted, self.least)
 
     def row(self) -> dict[str, Any]:
         """The values of :data:`COLUMNS`."""
@@ -92,7 +94,8 @@ def exponents_of(
         )
         if fit is not None:
             predicted = metric.predicted(quantity, step, theory)
-            table.append(Exponent(group, quantity, step, fit, predicted))
+            least = metric.least(quantity, step, theory)
+            table.append(Exponent(group, quantity, step, fit, predicted, least))
     return table
 
 

@@ -117,14 +117,21 @@ def _is_axis(name: str, members: Sequence[Member]) -> bool:
 
 
 def _lr_exponent(members: Sequence[Member]) -> Fraction | None:
-    """The power of the width by which --lr goes, exactly; 0 if it is the same for all."""
-    rates = sorted({(m.width, float(m.flag("lr") or 0)) for m in members})
-    (first, start), (last, end) = rates[0], rates[-1]
-    if first == last or start == end:
-        return Fraction(0) if len({rate for _, rate in rates}) == 1 else None
-    power = Fraction(log(end / start) / log(last / first)).limit_denominator(12)
-    follows = (abs(log(r / start) - float(power) * log(n / first)) < 1e-3 for n, r in rates)
-    return power if all(follows) else None
+    """The power of the width by which --lr goes, exactly; 0 where some rate is every width's."""
+    sets: dict[int, set[float]] = {}
+    for member in members:
+        sets.setdefault(member.width, set()).add(float(member.flag("lr") or 0))
+    if set.intersection(*sets.values()):
+        return Fraction(0)
+    rates = {n: sorted(found) for n, found in sorted(sets.items())}
+    (first, start), *_, (last, end) = rates.items()
+    power = Fraction(log(end[0] / start[0]) / log(last / first)).limit_denominator(12)
+    expected = {n: [rate * (n / first) ** float(power) for rate in start] for n in rates}
+    alike = (len(rates[n]) == len(start) for n in rates)
+    close = (
+        abs(r / e - 1) < 1e-3 for n in rates for r, e in zip(rates[n], expected[n], strict=False)
+    )
+    return power if all(alike) and all(close) else None
 
 
 def _text(value: Any) -> str:

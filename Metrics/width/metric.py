@@ -75,6 +75,10 @@ class WidthMetric(Protocol):
     def within(self) -> tuple[str, ...]:
         """Flags that do not tell groups of runs apart: the metric's own axes."""
 
+    @property
+    def reads_layers(self) -> bool:
+        """Whether it needs the network, and not only numbers saved with checkpoints."""
+
     def measure(self, checkpoint: Checkpoint) -> Values:
         """The numbers of one run at one step."""
 
@@ -84,11 +88,15 @@ class WidthMetric(Protocol):
     def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         """The exponent that theory gives; ``None`` if it gives none."""
 
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        """The smallest exponent of the parts of a sum; ``None`` if it is no sum."""
+
 
 class PerLayer:
     """Base of metrics that fit what they measure in every run and layer."""
 
     within: tuple[str, ...] = ()
+    reads_layers = True
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
         of_name = {member.name: member for member in members}
@@ -98,6 +106,9 @@ class PerLayer:
             if (m := of_name.get(cell.run)) is not None
             and cell.quantity.name not in (FAN_IN, FAN_OUT)
         ]
+
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        return None
 
 
 def rms(x: Tensor) -> float:

@@ -1,6 +1,6 @@
 """One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
 
-R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups`` [R]; ``steps`` [T];
+R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates`` [R]; ``steps`` [T];
 ``sources`` [R, T], which checkpoints, empty where a run has none; ``<quantity>/<layer>`` [R, T],
 NaN where nothing was measured; ``fits/<column>`` [F], the table of exponents, by ``fits/line``.
 Dimension scales name the axes.
@@ -26,7 +26,7 @@ AGAIN = "run cache.py for this experiment again, with --overwrite"
 WHOLE = "network"
 """What stands for the layer where a quantity is the whole network's."""
 
-_HEAD = {"runs", "widths", "seeds", "groups", "steps", "sources"}
+_HEAD = {"runs", "widths", "seeds", "groups", "rates", "steps", "sources"}
 
 
 class Measurements:
@@ -106,13 +106,14 @@ def write(
         "widths": np.array([member.width for _, member in members], np.int64),
         "seeds": np.array([member.seed for _, member in members], np.int64),
         "groups": _texts([label for label, _ in members]),
+        "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
         "steps": np.array(steps, np.int64),
         "sources": _texts(sources),
     }
     rows_of_table = [exponent.row() for exponent in exponents]
     table = {f"fits/{name}": _column([row[name] for row in rows_of_table]) for name in COLUMNS}
     scales: dict[str, tuple[str, ...]] = dict.fromkeys((*curves, "sources"), ("runs", "steps"))
-    scales |= dict.fromkeys(("widths", "seeds", "groups"), ("runs",))
+    scales |= dict.fromkeys(("widths", "seeds", "groups", "rates"), ("runs",))
     scales |= dict.fromkeys(table, ("fits/line",))
     table["fits/line"] = np.arange(len(exponents))
     write_hdf5(path, head | curves | table, _attributes(entry, measured), scales)

@@ -64,6 +64,25 @@ class ChainTheory:
             return first
         return largest(first, self._of(theory.later.get(name, ()), layer, below))
 
+    def least_change(self, layer: str, step: int) -> Fraction | None:
+        """The smallest exponent of the parts of a layer's change, made here and below."""
+        return smallest(self.after("own", layer, step), self.least_propagated(layer, step))
+
+    def least_propagated(self, layer: str, step: int) -> Fraction | None:
+        """The same of the part that the layers below make."""
+        below = self.below(layer)
+        propagated = self.after("propagated", layer, step)
+        if below is None or propagated is None:
+            return propagated
+        change, least = self.after("change", below, step), self.least_change(below, step)
+        return None if change is None or least is None else propagated - change + least
+
+    def below(self, layer: str) -> str | None:
+        """The layer below in a chain."""
+        names = list(self.places or {})
+        at = names.index(layer) if self.chain and layer in names else 0
+        return names[at - 1] if at else None
+
     def after_first(self, name: str, layer: str, step: int) -> Fraction | None:
         """Likewise, where the theory is about one step, and others like it where it is stable."""
         theory = self.theory
@@ -77,6 +96,12 @@ class ChainTheory:
         if self.theory is None or self.abc is None:
             return False
         return self.theory.stable and not self.abc.first_steps
+
+    @property
+    def maximal(self) -> bool:
+        """Whether every layer's own update is Θ(1): learning rates keep their meaning."""
+        own = () if self.theory is None else self.theory.first["own"]
+        return self.steady and all(exponent == 0 for exponent in own)
 
     @property
     def gradients_last(self) -> bool:
@@ -102,6 +127,12 @@ def largest(*exponents: Fraction | None) -> Fraction | None:
     """Of a sum: the largest exponent of its parts."""
     known = [e for e in exponents if e is not None]
     return max(known) if known else None
+
+
+def smallest(*exponents: Fraction | None) -> Fraction | None:
+    """The smallest exponent of the parts of a sum."""
+    known = [e for e in exponents if e is not None]
+    return min(known) if known else None
 
 
 def theory_of(group: Group, fans: Mapping[int, Mapping[str, Fans]]) -> ChainTheory:
@@ -195,6 +226,8 @@ def _with_lr(abc: ABC, exponent: Fraction) -> ABC:
 
 def _roles(fans: Mapping[int, Mapping[str, Fans]]) -> dict[str, str]:
     """Which dimensions of each layer grow from the smallest to the largest width."""
+    if not fans:
+        return {}
     small, large = fans[min(fans)], fans[max(fans)]
     named = {
         (False, True): "input",

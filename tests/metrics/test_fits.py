@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from Metrics.fits import Fit, fit_exponent
+from Metrics.fits import Fit, fit_exponent, minimum
 
 WIDTHS = [16, 32, 64, 128]
 
@@ -95,3 +95,22 @@ def test_a_miss_is_forgiven_while_the_slope_moves_there(
 ) -> None:
     fit = Fit(exponent=0.3, interval=0.01, last_octave=last, widths=3, seeds=3)
     assert fit.verdict(Fraction(predicted)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("exponent", "verdict"),
+    [(-0.7, "contradicts"), (-0.5, "pre-asymptotic"), (-0.2, "pre-asymptotic"), (0.05, "agrees")],
+)
+def test_a_sum_may_lie_between_its_parts(exponent: float, verdict: str) -> None:
+    fit = Fit(exponent, interval=0.01, last_octave=exponent, widths=3, seeds=3)
+    assert fit.verdict(Fraction(0), Fraction(-1, 2)) == verdict
+
+
+def test_the_minimum_of_a_parabola_lies_between_its_points() -> None:
+    rates = np.array([0.1, 0.2, 0.4, 0.8])
+    losses = 3 + 2 * np.log(rates / 0.3) ** 2
+    assert minimum(rates, losses) == pytest.approx((0.3, 3))
+    assert np.isnan(minimum(rates, rates)).all()  # still falls at the end
+    assert np.isnan(minimum(rates, np.full(4, np.inf))).all()
+    diverged = np.array([2.0, 1.0, np.inf, np.inf])
+    assert minimum(rates, diverged) == (0.2, 1.0)
