@@ -63,6 +63,7 @@ class MetricEntry(Entry):
     scope: Scope = "run"
 
 
+_HAJJAR = "Hajjar, Chizat and Giraud (2021), arXiv 2110.15596"
 _WIDTH = "Yang and Hu (2021), Tensor Programs IV, arXiv 2011.14522"
 
 
@@ -240,6 +241,51 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Learning-rate transfer",
             ylabel="training loss",
             kind="transfer",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "alignment",
+            "Metrics.width.alignment:Alignment",
+            "alignment of updates with what they act on, against the width",
+            "Everett et al. (2024), arXiv 2407.05872",
+            title="Alignment of updates",
+            ylabel="alignment",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "contributions",
+            "Metrics.width.contributions:Contributions",
+            "what initial weights and training contribute to each layer, against the width",
+            _HAJJAR,
+            title="Contributions of initial weights and of training",
+            ylabel="mean absolute value",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "ranks",
+            "Metrics.width.contributions:Ranks",
+            "ranks of weights, updates and layers' outputs, and diversity of neurons, "
+            "against the width",
+            _HAJJAR,
+            title="Ranks",
+            ylabel="rank",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "init-distribution",
+            "Metrics.width.distribution:InitialDistribution",
+            "size and kurtosis of the outputs of random networks, against the width",
+            "Yaida (2020), Non-Gaussian processes, arXiv 1910.00019",
+            title="Outputs at initialisation",
+            ylabel="size, excess kurtosis",
+            kind="exponents",
             default=False,
             scope="experiment",
         ),

@@ -22,6 +22,7 @@ from Metrics.figures._exponents import draw_forest, draw_sizes
 from Metrics.figures._options import Options
 from Metrics.figures.experiment import plot_experiment
 from Metrics.registry import scope_of
+from Metrics.width.alignment import alignments
 from Metrics.width.caching import Findings, cache_experiment, contradictions
 from Metrics.width.norms import edge, operator_norm
 from tests.runs import ROOT, extract_run, train_run
@@ -304,6 +305,72 @@ def test_nothing_to_compare_is_no_success(tmp_path: Path) -> None:
     found = cached(make(tmp_path / "e", FLAGS, widths=(16,)), "--metrics gradients")
     with pytest.raises(UserError, match="--assert: no exponent has a prediction"):
         contradictions(found)
+
+
+def weights_and_pass(path: Path, run: str, step: int) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    with h5py.File(path / run / "feats" / "probe.h5") as file:
+        probe = file["inputs"][()].reshape(len(file["inputs"]), -1).astype(float)
+    weights = state(path / run, step)
+    return {k: v.numpy() for k, v in weights.items()}, forward(weights, probe)
+
+
+def row_of(found: Findings, run: str, layer: str) -> dict[str, Any]:
+    """The [steps] curves of a run's layer, by quantity."""
+    with h5py.File(found.path) as file:
+        at = file["runs"][()].astype(str).tolist().index(run)
+        named = {q: file[q] for q in file if isinstance(file[q], h5py.Group) and q != "fits"}
+        return {q: group[layer][at] for q, group in named.items() if layer in group}
+
+
+def test_alignment_contributions_and_ranks_are_those_of_numpy(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", FLAGS, widths=(32,))
+    alignment, parts, ranks = cached(path, "--metrics alignment,contributions,ranks")
+    before, _ = weights_and_pass(path, "w32-s1", 0)
+    after, now = weights_and_pass(path, "w32-s1", STEPS)
+    w0, moved = before["fc2.weight"], after["fc2.weight"] - before["fc2.weight"]
+    x, h = now["fc2"]
+    own, initial = np.abs(x @ moved.T).mean(), np.abs(x @ w0.T).mean()
+    measured = row_of(parts, "w32-s1", "fc2")
+    assert {q: values[1] for q, values in measured.items() if not q.startswith("fan")} == (
+        pytest.approx(
+            {"initial part": initial, "update part": own, "update share": own / (own + initial)}
+        )
+    )
+    norms = [np.linalg.norm(m) for m in (x @ moved.T, x)]
+    aligned = row_of(alignment, "w32-s1", "fc2")
+    assert aligned["alignment"][1] == pytest.approx(norms[0] / norms[1] / np.linalg.norm(moved, 2))
+    assert 0 < aligned["alignment"][1] <= 1
+    power = np.log(rms(x @ moved.T) / rms(x) / rms(moved)) / np.log(32)
+    assert aligned["log alignment"][1] == pytest.approx(power)
+    of_rank = row_of(ranks, "w32-s1", "fc2")
+    squares = np.linalg.svd(h, compute_uv=False) ** 2
+    assert of_rank["output rank"][1] == np.linalg.matrix_rank(h)
+    assert of_rank["output stable rank"][1] == pytest.approx(squares.sum() / squares[0])
+    ratio = squares.sum() ** 2 / (squares**2).sum()
+    assert of_rank["output squared-trace rank"][1] == pytest.approx(ratio)
+    assert of_rank["update rank"][1] == np.linalg.matrix_rank(moved)
+    assert of_rank["argmax diversity"][1] == len(set(h.argmax(1).tolist()))
+
+
+def test_independent_and_aligned_products_have_their_log_alignment() -> None:
+    draw = torch.Generator().manual_seed(0)
+    w, x = (torch.randn(n, 400, generator=draw, dtype=torch.float64) for n in (300, 200))
+    assert alignments(w, x, x @ w.T)["log alignment"] == pytest.approx(0.5, abs=0.01)
+    ones = torch.ones_like(x)
+    aligned = alignments(torch.ones_like(w), ones, ones @ torch.ones_like(w).T)
+    assert aligned == pytest.approx({"alignment": 1, "log alignment": 1})
+
+
+def test_outputs_at_initialisation(own: Path) -> None:
+    (found,) = cached(own, "--metrics init-distribution")
+    _, seen = weights_and_pass(own, "w64-s2", 0)
+    f = seen["classifier"][1]
+    with h5py.File(found.path) as file:
+        at = file["runs"][()].astype(str).tolist().index("w64-s2")
+        assert file["fourth moment"]["example 3"][at, 0] == pytest.approx((f[3] ** 4).mean())
+    fits = {e.quantity.name: e for e in found.exponents}
+    assert fits["output size"].predicted == 0
+    assert fits["excess kurtosis"].fit.widths == len(WIDTHS)
 
 
 def plotted(path: Path, arguments: str) -> list[str]:
