@@ -26,8 +26,8 @@ class DataConfig(Config):
     workers: int | None = Field(
         None,
         ge=0,
-        description="Processes that decode image files; changes no number, and does nothing where "
-        "the data are in memory.",
+        description="Processes that decode image files; data in memory need none. "
+        "With --tpu, the most cores to train on.",
     )
     train_size: int | None = Field(None, ge=1, description="Training examples to draw.")
     test_size: int | None = Field(None, ge=1, description="Test examples to draw.")

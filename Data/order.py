@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from Data.dataset import Examples
+from Utils.devices import to_device
 from Utils.errors import UserError
 from Utils.seeds import generator
 
@@ -142,5 +143,5 @@ class TrainingBatches(ABC):
         # The state before the draw is enough to redraw the order: checkpoints stay small.
         self._order_state = self._order_generator.get_state()
         order = torch.randperm(self._examples, generator=self._order_generator)
-        self._order = order.to(self._device)
+        self._order = to_device(order, self._device)
         self.position = 0

@@ -29,6 +29,7 @@ from Data.dataset import Examples, RawBatch, check_targets
 from Data.entry import DatasetEntry
 from Data.order import TrainingBatches, share_of
 from Data.transforms import Normalize
+from Utils.devices import to_device
 from Utils.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -207,8 +208,11 @@ class StreamedBatches(TrainingBatches):
             rest = range(self.position, self.steps_per_epoch)
             requests = [self._request(position) for position in rest]
             self._ahead = read(self._split.pictures, requests, self._split.workers)
-        inputs, device = next(self._ahead), self._device_of_batches
-        return self._normalize(inputs.to(device)), self._split.targets[index[share]].to(device)
+        inputs, targets = (
+            to_device(part, self._device_of_batches)
+            for part in (next(self._ahead), self._split.targets[index[share]])
+        )
+        return self._normalize(inputs), targets
 
     def _request(self, position: int) -> Request:
         start = position * self._batch_size

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Data.entry import Augmentation, DatasetEntry
+from Utils.devices import to_device
 
 
 class Normalize:
@@ -61,8 +62,8 @@ class CropAndFlip:
         Returns:
             [part, C, H, W].
         """
-        draws = draw(self._augmentation, len(index), self._generator)[:, part].to(index.device)
-        return crop_and_flip(self._windows, index[part], draws)
+        draws = draw(self._augmentation, len(index), self._generator)[:, part]
+        return crop_and_flip(self._windows, index[part], to_device(draws, index.device))
 
 
 def draw(augmentation: Augmentation, batch_size: int, generator: torch.Generator) -> Tensor:

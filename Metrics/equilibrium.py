@@ -54,6 +54,8 @@ def equilibrium(config: TrainConfig) -> Equilibrium | str:
     """The equilibrium under a run's optimizer, or why there is none to predict."""
     if not config.wd:
         return _NO_DECAY
+    if config.is_parametrized:
+        return "the parametrization gives parameters different learning rates"
     if config.optimizer in _UNKNOWN:
         return _UNKNOWN[config.optimizer]
     return _BY_OPTIMIZER[config.optimizer](config)

@@ -64,6 +64,8 @@ class Sharpness(Curves):
             reason = f"no threshold is known for {training.optimizer}"
         elif training.clip_norm is not None:
             reason = "clipped steps stay bounded at any curvature"
+        elif training.is_parametrized:
+            reason = "the parametrization gives parameters different learning rates"
         units = np.full(self.context.config.eigenvalues, not reason)
         return {_decisive(edge): Verdict(units, reason)}
 

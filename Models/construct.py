@@ -49,11 +49,12 @@ def skeleton(
         with torch.device("meta"):
             return _registered(config, input_shape, num_classes)
     options = _users_options(config)
-    try:
-        with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return call_user_function(config.model, input_shape, num_classes, options)
+        except UserError:  # it looks at numbers while it is made; it may be made with them
             return call_user_function(config.model, input_shape, num_classes, options)
-    except UserError:  # it looks at numbers while it is made; it may be made with them
-        return call_user_function(config.model, input_shape, num_classes, options)
 
 
 def _registered(config: ModelConfig, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

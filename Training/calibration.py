@@ -35,12 +35,17 @@ def calibrate(config: TrainConfig, dataset: Dataset) -> dict[str, float]:
         dataset: where the batch comes from.
 
     Raises:
-        UserError: a layer's update is zero or not finite at this width.
+        UserError: the model is no chain; or a layer's update is zero or not finite at this width.
     """
     reference = config.model_copy(update={"width": config.calibrate_width, "seed": _SEED})
     entry, optimizer = dataset.entry, OPTIMIZERS[config.optimizer]
     assert optimizer.family is not None  # the configuration was checked
     network = Parametrized(reference, entry.input_shape, entry.num_classes)
+    if network.hidden_layers is None:
+        raise UserError(
+            f"--calibrate-width {config.calibrate_width} goes through a plain chain of layers, "
+            f"which --model {config.model} is not; leave it out, or use fc or conv"
+        )
     scales = network.scales(optimizer.family, optimizer.decay)
     model = network.build()
     dtype = getattr(torch, config.dtype)

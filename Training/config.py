@@ -112,7 +112,9 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
         return values if values.get("tpu") is None else {**values, "drop_last": True}
 
     @pydantic.model_validator(mode="after")
-    def _check_precision(self) -> Self:
+    def _check_place(self) -> Self:
+        if self.tpu is not None and self.workers == 0:
+            raise ValueError("--workers 0 with --tpu: no core is left to train on; use at least 1")
         if self.precision == "bf16" and self.dtype == "float64":
             raise ValueError("--precision bf16 with --dtype float64: choose one of them")
         return self
@@ -183,6 +185,11 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
             abc = build_parametrization(self.param, chosen.family, 2)
         else:
             abc = parse_abc(self.abc, layers_of(self.abc))
+        if self.calibrate_width and chosen.family != "sgd":
+            raise ValueError(
+                f"--calibrate-width {self.calibrate_width} measures a step of SGD, not of "
+                f"--optimizer {self.optimizer}; leave it out"
+            )
         if self.calibrate_width and not abc.first_steps:
             raise ValueError(
                 f"--calibrate-width {self.calibrate_width}: only a first step of its own is "

@@ -20,7 +20,7 @@ from Models.symmetry import Laws
 from Training.discrete_laws import Coefficients, Floats
 from Training.law_state import LawState
 from Training.updates import updates_of
-from Utils.devices import for_float64, to_host
+from Utils.devices import for_float64, full_products, to_host
 
 LEAK_TOLERANCE = 1e-3
 """A law's gate closes when the measured leak ⟨θ, g⟩_S has added more than this to its charge,
@@ -75,13 +75,28 @@ class ConservationObserver:
         self._pending: list[tuple[list[Coefficients], Tensor]] = []
         self._record: dict[str, list[Any]] = {name: [] for name in _RECORD}
         self._recorded = -1
-        optimizer.register_step_pre_hook(lambda o, *_: self._updates.before(o))
-        optimizer.register_step_post_hook(
-            lambda o, *_: self._pending.append(self._updates.after(o))
-        )
+        optimizer.register_step_pre_hook(lambda o, *_: self._before(o))
+        optimizer.register_step_post_hook(lambda o, *_: self._after(o))
+
+    @full_products()
+    def _before(self, optimizer: Optimizer) -> None:
+        self._updates.before(optimizer)
+
+    @full_products()
+    def _after(self, optimizer: Optimizer) -> None:
+        self._pending.append(self._updates.after(optimizer))
 
     def _weight(self, name: str) -> Tensor:
         return for_float64(self._parameters[name].detach())
+
+    def note(self, coefficients: list[Coefficients], row: Tensor) -> None:
+        """Account for a step that no hook saw, as several networks took it together.
+
+        Args:
+            coefficients: its hyper-parameters by parameter group.
+            row: what :meth:`Training.updates.Updates.after` would have measured.
+        """
+        self._pending.append((coefficients, row))
 
     # ------------------------------------------------------------------ every record
 
@@ -141,8 +156,9 @@ class ConservationObserver:
         if not self._pending:
             return
         rows = to_host([row for _, row in self._pending]).numpy()
-        for (coefficients, _), row in zip(self._pending, rows, strict=True):
-            self._updates.advance(self._state, coefficients, row.astype(np.float64))
+        steps = [coefficients for coefficients, _ in self._pending]
+        self._updates.advance(self._state, steps, rows.astype(np.float64))
+        for coefficients in steps:
             self.time += coefficients[0].effective_lr
         self._pending.clear()
 

@@ -76,6 +76,6 @@ def joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def split(row: Floats, widths: list[int]) -> list[Floats]:
-    """Cut a step's row into parts of the given widths."""
-    return np.split(row, np.cumsum(widths)[:-1])
+def split(rows: Floats, widths: list[int]) -> list[Floats]:
+    """Cut steps' rows, along the last axis, into parts of the given widths."""
+    return np.split(rows, np.cumsum(widths)[:-1], axis=-1)

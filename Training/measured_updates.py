@@ -11,7 +11,7 @@ follow from ⟨θ, θ⟩, ⟨θ, Δ⟩ and ⟨Δ, Δ⟩ with Δ = θ' − θ, as
 Shape letters: K laws, Q quadratic and L linear ones, M reductions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -68,7 +68,11 @@ class MeasuredUpdates:
         row = joined([part for form in (*forms, *linear) for part in form])
         return self._coefficients, row
 
-    def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
+    def advance(self, state: LawState, steps: Sequence[list[Coefficients]], rows: Floats) -> None:
+        for coefficients, row in zip(steps, rows, strict=True):
+            self._advance(state, coefficients, row)
+
+    def _advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
         quadratic, linear = self._laws.quadratic.matrix, self._laws.linear.matrix
         widths = [quadratic.shape[1]] * 3 + [linear.shape[1]] * 2
         squares, along, moved, old, shift = split(row, widths)

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -28,6 +29,9 @@ from Utils.logging import silence, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
 
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"
+"""How torch's error goes on after the name of an operation that --deterministic forbids."""
+
 
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
@@ -50,45 +54,97 @@ def train(config: TrainConfig, folder: AbstractContextManager[RunFolder]) -> int
     Raises:
         UserError: everything that the user can mend. An old run is left as it was.
     """
-    with start(config, config.workers) as backend:
-        return _train_on(backend, config, folder)
+    try:
+        with start(config, config.workers) as backend:
+            return _train_on(backend, config, folder)
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(_NOT_DETERMINISTIC)
+        if not found:
+            raise
+        raise UserError(
+            f"--deterministic: there is no deterministic algorithm for {operation} on this "
+            "device; leave the flag out, or choose another model"
+        ) from error
 
 
 def _train_on(
     backend: Backend, config: TrainConfig, folder: AbstractContextManager[RunFolder]
 ) -> int:
     with ExitStack() as held:
-        dataset = backend.in_turn(
-            lambda: load_dataset(
-                config.dataset, config.data_dir, config.seed, **config.data_options
-            )
-        )
-        model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
-        _check_smallest_batch(config, model, dataset, backend.replicas)
-        keeper = _Keeper(config, held)
-        backend.on_first(lambda: keeper.open(folder))
-        scales = backend.on_first(lambda: keeper.scales(dataset))
-        checkpoint, laws = backend.on_first(lambda: keeper.newest(model))
-        if checkpoint is not None:
-            load_weights(model, checkpoint)  # first, as all else is made for this very model
-        state = TrainingState.initial(config, model, dataset, laws, backend, scales)
-        held.enter_context(closing(state.batches))
-        backend.on_first(lambda: keeper.describe(dataset, state, scales))
-        if checkpoint is not None:
-            state.load_state_dict(checkpoint)
-        keeper.say_where(state, checkpoint is None)
-        if checkpoint is not None and state.step == state.schedule.total:
+        beginning = prepare(backend, config, folder, held)
+        state, keeper = beginning.state, beginning.keeper
+        if state.step == state.schedule.total and not beginning.is_new:
             return 0
-        recorder = keeper.recorder(-1 if checkpoint is None else state.step)
-        trainer = Trainer(config, state, dataset.test, recorder, keeper.log)
-        if checkpoint is None:
+        recorder = keeper.recorder(beginning)
+        trainer = Trainer(config, state, beginning.dataset.test, recorder, keeper.log)
+        if beginning.is_new:
             trainer.begin()
         code = trainer.fit()
         keeper.say_end(code)
         return code
 
 
-class _Keeper:
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with, or continues with.
+
+    Attributes:
+        dataset: what it trains on.
+        laws: of its model.
+        state: from which its next step is taken.
+        keeper: of its folder.
+        is_new: whether there is no checkpoint yet.
+    """
+
+    dataset: Dataset
+    laws: Laws
+    state: TrainingState
+    keeper: "Keeper"
+    is_new: bool
+
+
+def prepare(
+    backend: Backend,
+    config: TrainConfig,
+    folder: AbstractContextManager[RunFolder],
+    held: ExitStack,
+    like: Beginning | None = None,
+) -> Beginning:
+    """Take a run's folder, and make everything that its steps need.
+
+    Args:
+        backend: where to train.
+        config: the run's configuration.
+        folder: opens its folder.
+        held: the folder is released when this is closed.
+        like: another run with the same data and architecture, whose data set and laws serve.
+
+    Raises:
+        UserError: everything that the user can mend. An old run is left as it was.
+    """
+    dataset = like.dataset if like else backend.in_turn(lambda: _dataset(config))
+    model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
+    _check_smallest_batch(config, model, dataset, backend.replicas)
+    keeper, known = Keeper(config, held), like.laws if like else None
+    backend.on_first(lambda: keeper.open(folder))
+    scales = backend.on_first(lambda: keeper.scales(dataset))
+    checkpoint, laws = backend.on_first(lambda: keeper.newest(model, known))
+    if checkpoint is not None:
+        load_weights(model, checkpoint)  # first, as all else is made for this very model
+    state = TrainingState.initial(config, model, dataset, laws, backend, scales)
+    held.enter_context(closing(state.batches))
+    backend.on_first(lambda: keeper.describe(dataset, state, scales))
+    if checkpoint is not None:
+        state.load_state_dict(checkpoint)
+    keeper.say_where(state, checkpoint is None)
+    return Beginning(dataset, laws, state, keeper, checkpoint is None)
+
+
+def _dataset(config: TrainConfig) -> Dataset:
+    return load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
+
+
+class Keeper:
     """Has the run's folder in the first process; in the others, nothing to say.
 
     Args:
@@ -119,27 +175,32 @@ class _Keeper:
         check_unchanged(run, self._config)
         self.log = stage_logger("train", run.logs / "run.log")
 
-    def newest(self, model: nn.Module) -> tuple[Checkpoint | None, Laws]:
-        """Where to continue, and the laws, which are looked for at a run's beginning."""
-        run = self._folder
-        checkpoint = newest_checkpoint(run, self.log)
-        if checkpoint is None or not run.symmetries.exists():
-            if checkpoint is not None:
-                load_weights(model, checkpoint)
-            _laws(self._config, model).save(run.symmetries)
-            run.publish(run.symmetries)
-        return checkpoint, Laws.load(run.symmetries)
-
     def scales(self, dataset: Dataset) -> Scales | None:
-        """What the parametrization makes of the learning rates; told when a run begins."""
+        """What the parametrization makes of learning rates; the user sees it when a run begins."""
         run, stored = self._folder, None
         if run.hyperparameters.exists():
             stored = run.read_hyperparameters().get("task", {}).get("parametrization")
         scales = resolve(self._config, dataset, stored)
         if scales is not None and stored is None:
-            told = self._config.param or "--abc"
-            self.log.info("parametrization %s:\n%s", told, scales.table())
+            name = self._config.param or "--abc"
+            self.log.info("parametrization %s:\n%s", name, scales.table())
         return scales
+
+    def newest(self, model: nn.Module, known: Laws | None = None) -> tuple[Checkpoint | None, Laws]:
+        """Where to continue, and the laws, which are looked for at a run's beginning.
+
+        Args:
+            model: the run's.
+            known: its laws, where they have been found for another run.
+        """
+        run = self._folder
+        checkpoint = newest_checkpoint(run, self.log)
+        if checkpoint is None or not run.symmetries.exists():
+            if checkpoint is not None:
+                load_weights(model, checkpoint)
+            (known or _laws(self._config, model)).save(run.symmetries)
+            run.publish(run.symmetries)
+        return checkpoint, Laws.load(run.symmetries)
 
     def describe(self, dataset: Dataset, state: TrainingState, scales: Scales | None) -> None:
         """Write what later stages need besides checkpoints; a continued run has it already."""
@@ -163,10 +224,11 @@ class _Keeper:
             run.write_hyperparameters(describe(config, str(state.backend), task))
             run.publish(run.hyperparameters)
 
-    def recorder(self, step: int) -> Recorder:
-        """Where numbers and checkpoints go, continuing after a step; −1 for a new run."""
+    def recorder(self, beginning: Beginning) -> Recorder:
+        """Where numbers and checkpoints go."""
         if self._run is None:
             return Silence()
+        step = -1 if beginning.is_new else beginning.state.step
         return self._held.enter_context(FolderRecorder(self._run, step))
 
     def say_where(self, state: TrainingState, new: bool) -> None:

@@ -43,8 +43,8 @@ class Updates(Protocol):
     def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
         """The step's hyper-parameters by parameter group, and its measurements on the device."""
 
-    def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
-        """Take the laws through one step."""
+    def advance(self, state: LawState, steps: Sequence[list[Coefficients]], rows: Floats) -> None:
+        """Take the laws through steps, of which ``rows`` [T, numbers] were measured."""
 
 
 def updates_of(optimizer: Optimizer, parameters: dict[str, nn.Parameter], laws: Laws) -> Updates:
@@ -129,24 +129,27 @@ class SGDUpdates:
         c = self._rule(name)
         return self._decayed(name).add_(v(name), alpha=c.momentum) if c.nesterov else v(name)
 
-    def advance(self, state: LawState, coefficients: list[Coefficients], row: Floats) -> None:
+    def advance(self, state: LawState, steps: Sequence[list[Coefficients]], rows: Floats) -> None:
         quadratic, linear = self._laws.quadratic.matrix, self._laws.linear.matrix
         guests, linear_guests = self._groups.quadratic, self._groups.linear
         widths = [quadratic.shape[1], linear.shape[1], guests.width, linear_guests.width]
-        count = 3 if _ahead(coefficients) else 1
-        parts = split(row, [*widths, *[widths[0]] * count])
-        quadratic_leak, linear_leak, theta2, theta, *forms = parts
-        leak = np.concatenate([quadratic @ quadratic_leak, linear @ linear_leak])
-        pull = np.concatenate(
-            [guests.pull(theta2, coefficients), linear_guests.pull(theta, coefficients)]
-        )
-        extra = guests.squares(theta2, quadratic_leak, coefficients)
-        squares = [quadratic @ form for form in forms] * (3 // count)
-        for (q, s), c in zip(self._groups.members, coefficients, strict=True):
-            vv, uu, uv = (form[q] for form in squares)
-            _advance_quadratic(state, q, c, (vv, uu, uv), leak[q], (pull[q], extra[q]))
-            _advance_linear(state, s, c, leak[s], pull[s])
-        state.apart |= self._groups.apart(coefficients)
+        count = 3 if _ahead(steps[0]) else 1
+        parts = split(rows, [*widths, *[widths[0]] * count])
+        quadratic_leaks, linear_leaks, theta2s, thetas, *forms = parts
+        # One product for all steps: a call costs as much as what it works out.
+        leaks = np.concatenate([quadratic @ quadratic_leaks.T, linear @ linear_leaks.T]).T
+        squares = np.stack([(quadratic @ form.T).T for form in forms] * (3 // count), axis=1)
+        for t, coefficients in enumerate(steps):
+            pull = np.concatenate(
+                [guests.pull(theta2s[t], coefficients), linear_guests.pull(thetas[t], coefficients)]
+            )
+            extra = guests.squares(theta2s[t], quadratic_leaks[t], coefficients)
+            for (q, s), c in zip(self._groups.members, coefficients, strict=True):
+                vv, uu, uv = squares[t][:, q]
+                leak = leaks[t]
+                _advance_quadratic(state, q, c, (vv, uu, uv), leak[q], (pull[q], extra[q]))
+                _advance_linear(state, s, c, leak[s], pull[s])
+            state.apart |= self._groups.apart(coefficients)
 
 
 def _ahead(coefficients: list[Coefficients]) -> bool:

@@ -77,13 +77,14 @@ def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
             help_behavior_hint=hint,
         )
         kind: Any = _type(info)
-        annotated = Annotated[kind, *_as_text(info.annotation), argument]
+        annotated = Annotated[kind, *_as_text(info), argument]
         fields.append((name, annotated, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(schema.__name__, fields)
 
 
-def _as_text(annotation: Any) -> list[PrimitiveConstructorSpec[Any]]:
+def _as_text(info: FieldInfo) -> list[PrimitiveConstructorSpec[Any]]:
     """Have tyro hand values and optional choices over as typed: pydantic checks them better."""
+    annotation: Any = info.annotation
     kinds: list[Any] = [kind for kind in get_args(annotation) if kind is not NoneType]
     names: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR"}
     kind = kinds[0] if len(kinds) == 1 else annotation
@@ -92,6 +93,8 @@ def _as_text(annotation: Any) -> list[PrimitiveConstructorSpec[Any]]:
         metavar = f"{{{','.join(get_args(kind))}}}"
     if metavar is None:
         return []
+    if isinstance(info.json_schema_extra, dict):  # the value may be left out
+        metavar = f"[{metavar}]"
     return [
         PrimitiveConstructorSpec(
             nargs=1,

@@ -1,6 +1,8 @@
-"""The device a stage computes on, and the way from there to the host."""
+"""The device a stage computes on, and the ways there and back to the host."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from Utils.errors import UserError
@@ -15,6 +17,8 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 def select_device(name: DeviceName) -> "torch.device":
     """The torch device called ``name``; ``auto`` takes a GPU where there is one.
 
+    A GPU multiplies float32 in full, unless :func:`allow_tf32` is called afterwards.
+
     Raises:
         UserError: ``cuda`` was asked for and there is none.
     """
@@ -23,16 +27,63 @@ def select_device(name: DeviceName) -> "torch.device":
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: no CUDA GPU is visible; use --device cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    allow_tf32(False)
+    return torch.device("cuda")
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether NVIDIA GPUs may round factors of float32 products to TensorFloat32's 10 bits.
+
+    By the older of torch's two interfaces: ``torch.compile`` asks that one, which fails once
+    the newer, ``fp32_precision``, has been used (pytorch/pytorch#166387, in torch 2.9).
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use the new API settings")
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Matrix products of float32 are not rounded in here, even where TensorFloat32 is allowed."""
+    import torch
+
+    if torch.backends.cuda.matmul.fp32_precision != "tf32":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("high")
+
+
+def to_device(tensor: "Tensor", device: "torch.device | str") -> "Tensor":
+    """A tensor on its way to a device. A GPU's earlier work is not waited for.
+
+    Only a copy from pinned memory need not wait; torch keeps that memory until it is done.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def to_host(tensors: "Sequence[Tensor]") -> "Tensor":
     """Tensors of one shape, stacked on the CPU; waits for the device.
 
-    They are moved one by one: XLA would compile a stack of every other number of tensors anew.
+    A GPU stacks them first, to be waited for once. XLA would compile a stack of every other
+    number of tensors anew, so there they are moved one by one.
     """
     import torch
 
+    if tensors[0].device.type == "cuda":
+        return torch.stack(list(tensors)).cpu()
     return torch.stack([tensor.cpu() for tensor in tensors])
 
 

@@ -9,7 +9,8 @@
         feats/step{N}.h5          features; feats/probe.h5 the probe batch
         cache/{metric}{suffix}.h5 measured and predicted curves
         img/{metric}{suffix}.*    figures
-        logs/                     metrics.jsonl, run.log, TensorBoard events, locks
+        logs/                     metrics.jsonl, run.log, TensorBoard events, locks, and
+                                  who of a sweep works on the run: attempt-{N}.json
     <save-dir>/<experiment>/      cache/, img/, logs/ of metrics that read all runs; report.html
 """
 

@@ -6,7 +6,7 @@ import sys
 from Utils.errors import UserError, run_stage
 from Utils.registry import unknown
 
-NAMES = ("observer", "training_loop", "data_pipeline", "stages", "devices")
+NAMES = (*("observer", "training_loop", "ensemble", "data_pipeline", "stages", "devices", "gpu"),)
 
 
 def main() -> None:

@@ -67,7 +67,12 @@ def our_loop(
     def run_steps(steps: int) -> None:
         trainer.total += steps
         trainer.fit()
-        if backend.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait_for(backend.device)
 
     return run_steps
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was asked for; others are never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -21,10 +21,13 @@ import torch
 from torch import nn
 
 from benchmarks.common import Row, interleaved, print_table, ratio
-from benchmarks.loops import BATCH_SIZE, config_of, our_loop, random_data
+from benchmarks.loops import BATCH_SIZE, config_of, our_loop, random_data, wait_for
 from Data.dataset import Dataset
 from Data.transforms import Normalize
 from Models import build_model
+from Training.config import TrainConfig
+from Training.optimizers import build_optimizer
+from Utils.devices import allow_tf32, select_device
 
 CASES = {"conv, cifar10": 10, "conv, mnist": 10, "fc, mnist": 100}
 """Model and the data whose shape is used, with the steps of a block."""
@@ -43,9 +46,10 @@ def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 9) -> list[R
         steps = CASES[case]
         dataset = random_data(data, BATCH_SIZE * steps * (repetitions + 2))
         with tempfile.TemporaryDirectory() as folder, ExitStack() as recorders:
-            ours = partial(our_loop, config_of(model, dataset), dataset, recorders)
+            config = config_of(model, dataset)
+            ours = partial(our_loop, config, dataset, recorders)
             blocks: dict[str, Callable[[], object]] = {
-                "bare": partial(Bare(model, dataset).run, steps),
+                "bare": partial(Bare(config, dataset).run, steps),
                 "ours": partial(ours(Path(folder) / "ours", observed=False), steps),
                 "observed": partial(ours(Path(folder) / "observed", observed=True), steps),
             }
@@ -63,29 +67,44 @@ def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 9) -> list[R
 
 
 class Bare:
-    """The hand-written loop."""
+    """The hand-written loop.
 
-    def __init__(self, model: str, dataset: Dataset):
-        config = config_of(model, dataset)
-        entry = dataset.entry
-        self._model = build_model(config, entry.input_shape, entry.num_classes)
-        self._optimizer = torch.optim.SGD(self._model.parameters(), lr=config.lr or 0.0)
-        self._split = dataset.train
-        self._normalize = Normalize(entry, "cpu", torch.float32)
-        self._order = torch.randperm(len(self._split))
-        self._next = 0
+    Args:
+        config: what to train, how, and on which device.
+        dataset: large enough for all steps to come.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset):
+        entry, self._device = dataset.entry, select_device(config.device)
+        allow_tf32(config.tf32)
+        model = build_model(config, entry.input_shape, entry.num_classes).to(self._device)
+        self._format = torch.channels_last if config.channels_last else torch.contiguous_format
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model: Any = torch.compile(model) if config.compile else model
+        self._mixed = torch.autocast(
+            self._device.type, torch.bfloat16, enabled=config.precision == "bf16"
+        )
+        self._optimizer = build_optimizer(config, model)
+        self._split = dataset.train.to(self._device)
+        self._normalize = Normalize(entry, self._device, torch.float32)
+        self._order = torch.randperm(len(self._split), device=self._device)
+        self._batch_size, self._next = config.train_batch_size, 0
 
     def run(self, steps: int) -> None:
-        """Train for some steps."""
+        """Train for some steps, to their end."""
         for _ in range(steps):
-            index = self._order[self._next : self._next + BATCH_SIZE]
-            self._next += BATCH_SIZE
+            index = self._order[self._next : self._next + self._batch_size]
+            self._next += self._batch_size
             raw, targets = self._split.take(index)
-            inputs = self._normalize(raw)
+            inputs = self._normalize(raw).contiguous(memory_format=self._format)
             self._optimizer.zero_grad()
-            loss: Any = nn.functional.cross_entropy(self._model(inputs), targets)
+            with self._mixed:
+                logits = self._model(inputs)
+            loss: Any = nn.functional.cross_entropy(logits.float(), targets)
             loss.backward()
             self._optimizer.step()
+        wait_for(self._device)
 
 
 def main() -> None:

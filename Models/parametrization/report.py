@@ -28,7 +28,7 @@ def report(name: str, abc: ABC, depth: int, family: Family, bias: bool) -> str:
         ("exponents", list(_exponents(abc, family))),
         ("at initialisation", list(theory.initial.items())),
         ("after the first step", list(theory.first.items())),
-        ("after the second step", list(theory.later.items())),
+        (_later(abc), list(theory.later.items())),
     ]
     lines = [_verdict(name, theory, depth, family), *_same(abc, family), ""]
     table = [head]
@@ -42,6 +42,10 @@ def report(name: str, abc: ABC, depth: int, family: Family, bias: bool) -> str:
     meaning = "diverges, or layers vanish" if relative is None else f"width^({relative})"
     lines += ["", f"relative change of the tangent kernel and the features' kernel: {meaning}"]
     return "\n".join(lines)
+
+
+def _later(abc: ABC) -> str:
+    return "after the second step" if abc.first_steps < 2 else "after one with the later lr"
 
 
 def _exponents(abc: ABC, family: Family) -> Iterable[Row]:
@@ -68,9 +72,13 @@ def _text(value: object) -> str:
 
 def _verdict(name: str, theory: Theory, depth: int, family: Family) -> str:
     kind = "SGD" if family == "sgd" else "Adam"
-    stable = "stable" if theory.stable else "not stable"
+    verdict: str = theory.regime
+    if theory.stable:
+        verdict = f"stable, {verdict}"
+    elif verdict != "unstable":
+        verdict = f"layers vanish at initialisation, {verdict}"
     layers = "1 hidden layer" if depth == 1 else f"{depth} hidden layers"
-    return f"{name}, {kind}, {layers}: {stable}, {theory.regime}, r = {theory.r}"
+    return f"{name}, {kind}, {layers}: {verdict}, r = {theory.r}"
 
 
 def _same(abc: ABC, family: Family) -> list[str]:

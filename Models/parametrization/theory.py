@@ -35,7 +35,8 @@ class Theory:
             W₀ Δx, 1 … L+1; ``None`` in layer 1), ``bias`` (of the bias's change, if there are
             any), ``change`` (rms of Δh; the last one is Δf), norms of ΔW, and under SGD
             ``kernel``, the layer's part of the tangent kernel Σ lr |∂f/∂W|².
-        later: the same after the second step, without norms.
+        later: the same after a second step, without norms; after the first one with the later
+            learning rates, where the first steps have others.
         relative_kernel: of the relative change of the tangent kernel and of the features'
             kernel, for a smooth nonlinearity; ``None`` where it diverges or layers vanish.
     """

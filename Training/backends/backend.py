@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from Training.backends.config import BackendConfig
+from Utils.devices import allow_tf32
 from Utils.errors import UserError
 
 T = TypeVar("T")
@@ -45,9 +46,7 @@ class Backend:
         self.replicas = 1
         self.share = (0, 1)
         if device.type == "cuda":
-            precision = "tf32" if config.tf32 else "ieee"
-            torch.backends.cuda.matmul.fp32_precision = precision
-            torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+            allow_tf32(config.tf32)
             torch.backends.cudnn.benchmark = not config.deterministic
         torch.use_deterministic_algorithms(config.deterministic)
 

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import observer, stages, training_loop
+import pytest
+import torch
+
+from benchmarks import ensemble, gpu, observer, stages, training_loop
 from benchmarks.common import ratio
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +28,12 @@ def test_training_loop_table() -> None:
     assert list(row)[2:] == ["loop / bare", "loop and observer / bare"]
 
 
+def test_ensemble_table() -> None:
+    (row,) = ensemble.measure(2, ["SGD"], epochs=1)
+    assert float(row["together / s"]) > 0
+    assert list(row)[3:] == ["faster", "faster in processor time"]
+
+
 def test_stages_table_compares_the_same_bytes() -> None:
     rows = stages.measure(["conv"], checkpoints=1, repetitions=1)
     assert [row["rival"] for row in rows] == ["copy", "copy", "read"]
@@ -38,3 +47,18 @@ def test_an_unknown_benchmark_is_named() -> None:
     )
     assert result.returncode == 2
     assert "unknown benchmark 'stage'; did you mean 'stages'?" in result.stderr
+
+
+def test_gpu_table_compares_three_loops_in_every_way() -> None:
+    ways = ["eager", "bf16, channels-last"]
+    rows = gpu.measure({"fc": "default"}, "mnist", 4, ways, steps=2, repetitions=1)
+    assert [row["way"] for row in rows] == ways
+    for row in rows:
+        assert all(float(row[f"{loop}, images/s"]) > 0 for loop in ("bare", "loop", "observed"))
+        assert float(row["observer, %"]) > -100
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="minutes on a GPU")
+def test_without_a_gpu_its_benchmark_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main()
+    assert capsys.readouterr().out == "\ngpu: left out, as no CUDA GPU is visible\n"

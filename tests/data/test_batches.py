@@ -243,3 +243,14 @@ def test_batches_are_the_same_on_every_device() -> None:
         assert x_there.is_cuda
         torch.testing.assert_close(x_there.cpu(), x)
         assert torch.equal(y_there.cpu(), y)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_augmented_batches_do_not_wait_for_a_gpu() -> None:
+    batches = Batches(make_split(), 4, seed=0, device="cuda")
+    batches.next()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take(batches, 30)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

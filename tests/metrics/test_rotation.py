@@ -232,6 +232,7 @@ def test_norms_in_equilibrium_under_sgd_follow_from_the_gradients(own: Runs) -> 
     [
         ("--lr 0.1", "no equilibrium without weight decay"),
         ("--optimizer adam --wd 0", "no equilibrium without weight decay"),
+        ("--wd 0.1 --param ntk", "the parametrization gives parameters different learning rates"),
         ("--optimizer lamb --wd 0.1", "no prediction for lamb, which turns each parameter by lr"),
     ],
 )

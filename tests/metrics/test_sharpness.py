@@ -134,6 +134,11 @@ def test_optimizers_of_the_registry_have_their_edge(own: Runs, name: str, edge: 
     ("optimizer", "flags", "reason"),
     [
         (None, "--clip-norm 1", "clipped steps stay bounded at any curvature"),
+        (
+            None,
+            "--model fc --depth 2 --width 4 --param ntk",
+            "the parametrization gives parameters different learning rates",
+        ),
         (torch.optim.Adagrad, "", "no threshold is known for sgd"),
         (None, "", ""),
     ],

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,6 @@ def kill_and_finish(arguments: list[str], progress: Progress, most: int, seed: i
             env=_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
         target = progress() + draw.randint(1, most)
         while process.poll() is None and progress() < target:
@@ -86,11 +86,21 @@ def kill_and_finish(arguments: list[str], progress: Progress, most: int, seed: i
         time.sleep(draw.random() * 0.05)
         if process.poll() is not None:
             break
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in family(process.pid):
+            with suppress(ProcessLookupError):  # its parent's end may have been its own
+                os.kill(pid, signal.SIGKILL)
         process.wait()
         kills += 1
     finish(arguments)
+    print(f"{kills} kills")
     return kills
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started, the eldest first."""
+    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return [pid, *(member for child in listed for member in family(int(child)))]
 
 
 def copy_files(source: RunFolder, target: RunFolder, *patterns: str) -> None:

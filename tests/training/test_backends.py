@@ -17,7 +17,14 @@ from torch import nn
 
 from Models.symmetry import Laws
 from tests.runs import ROOT, flags_of, run_stage
-from tests.training.helpers import Train, journal_of
+from tests.training.helpers import (
+    ALONE,
+    Train,
+    assert_same_training,
+    checkpoint_of,
+    journal_of,
+    torchrun,
+)
 from Training.backends.normalization import GlobalBatchNorm, moments_of_batch
 from Training.backends.processes import has_unused_parameters
 from Utils.rundir import RunFolder
@@ -27,26 +34,6 @@ FLAGS = (
     "--optimizer momentum --momentum 0.9 --nesterov --clip-norm 1 --dtype float64 --observe-freq 6"
 )
 """A run of 33 or 36 steps of 128 examples; the last batch of an epoch has 29."""
-
-_ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def _torchrun(run: RunFolder, arguments: str, restarts: int = 0) -> "subprocess.Popen[str]":
-    """Start train.py in two processes, as the documentation says."""
-    command = f"-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts={restarts}"
-    return subprocess.Popen(
-        [
-            sys.executable,
-            *command.split(),
-            str(ROOT / "train.py"),
-            *arguments.split(),
-            *flags_of(run),
-        ],
-        env=_ALONE | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def _on_cores(run: RunFolder, arguments: str, cores: int) -> tuple[str, list[list[int]]]:
@@ -61,7 +48,7 @@ def _on_cores(run: RunFolder, arguments: str, cores: int) -> tuple[str, list[lis
             *flags_of(run),
         ],
         cwd=ROOT,
-        env=_ALONE | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(cores)},
+        env=ALONE | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(cores)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -71,33 +58,11 @@ def _on_cores(run: RunFolder, arguments: str, cores: int) -> tuple[str, list[lis
     return result.stderr, json.loads(result.stdout.splitlines()[-1])
 
 
-def _checkpoint(run: RunFolder, step: int) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(run.checkpoint(step), weights_only=True)
-    return content
-
-
-def _assert_same_training(here: RunFolder, there: RunFolder) -> None:
-    """Weights, statistics, losses, charges and gates at every checkpoint, but for rounding."""
-    steps = here.checkpoint_steps()
-    assert there.checkpoint_steps() == steps
-    for step in steps:
-        a, b = _checkpoint(here, step), _checkpoint(there, step)
-        for name, tensor in a["model_state_dict"].items():
-            torch.testing.assert_close(b["model_state_dict"][name], tensor, rtol=0, atol=1e-11)
-        first, second = a["observer_state_dict"], b["observer_state_dict"]
-        torch.testing.assert_close(second["charge"], first["charge"], rtol=0, atol=1e-11)
-        assert first["open"].all()
-        assert second["open"].all()
-        assert second["record"]["residual"].max() < 1e-12
-    for line, other in zip(journal_of(here), journal_of(there), strict=True):
-        assert other == pytest.approx(line, rel=1e-10, abs=1e-10)
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Two processes with 64 examples each."""
     run = RunFolder(tmp_path_factory.mktemp("two") / "e" / "x")
-    process = _torchrun(run, f"{FLAGS} --train-batch-size 64")
+    process = torchrun(run, f"{FLAGS} --train-batch-size 64", 2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert errors.count("conv-bn on 2 processes on cpu") == 1, "one process talks"
@@ -107,11 +72,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def test_two_processes_train_as_one(two: RunFolder, trains: Train, run: RunFolder) -> None:
     trains(f"{FLAGS} --train-batch-size 128")
-    _assert_same_training(run, two)
+    assert_same_training(run, two)
     content = two.read_hyperparameters()
     assert content["task"]["replicas"] == 2
     assert content["task"]["phases"][0]["batch_size"] == 128
-    assert len(_checkpoint(two, 36)["rng_state"]) == 2
+    assert len(checkpoint_of(two, 36)["rng_state"]) == 2
 
 
 def test_two_processes_have_the_scales_of_one(
@@ -121,14 +86,14 @@ def test_two_processes_have_the_scales_of_one(
     flags = "--model fc --depth 3 --width 16 --param ipllr --calibrate-width 32 --lr 0.01 "
     flags += "--dtype float64 --epochs 1 --drop-last --save-at 1"
     there = RunFolder(tmp_path / "two" / "x")
-    process = _torchrun(there, f"{flags} --train-batch-size 64")
+    process = torchrun(there, f"{flags} --train-batch-size 64", 2)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert errors.count("parametrization ipllr:") == 1
     trains(f"{flags} --train-batch-size 128")
     assert run.checkpoint_steps() == there.checkpoint_steps()
     for step in run.checkpoint_steps():
-        a, b = (_checkpoint(r, step)["model_state_dict"] for r in (run, there))
+        a, b = (checkpoint_of(r, step)["model_state_dict"] for r in (run, there))
         for name, tensor in a.items():
             torch.testing.assert_close(b[name], tensor, rtol=0, atol=1e-11)
     rates = [r.read_hyperparameters()["task"]["parametrization"] for r in (run, there)]
@@ -139,7 +104,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(
     two: RunFolder, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "e" / "x")
-    process = _torchrun(run, f"{FLAGS} --train-batch-size 64 --save-freq 1", restarts=5)
+    process = torchrun(run, f"{FLAGS} --train-batch-size 64 --save-freq 1", 2, restarts=5)
     deadline = time.monotonic() + 200
     while len(run.checkpoint_steps()) < 4:
         assert process.poll() is None
@@ -154,7 +119,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert re.search(r"continuing after step \d+/36", errors)
-    last, undisturbed = (_checkpoint(r, 36)["model_state_dict"] for r in (run, two))
+    last, undisturbed = (checkpoint_of(r, 36)["model_state_dict"] for r in (run, two))
     for name, tensor in undisturbed.items():
         torch.testing.assert_close(last[name], tensor, rtol=0, atol=1e-11)
     steps = [line["step"] for line in journal_of(run)]
@@ -169,7 +134,7 @@ def test_cores_train_as_one_process_without_recompiling(
     said, seen = _on_cores(there, f"{FLAGS} --train-batch-size 32", cores=4)
     assert "conv-bn on 4 CPU cores" in said
     assert "33 steps of 128 examples" in said
-    _assert_same_training(run, there)
+    assert_same_training(run, there)
     compilations = {step: count for step, count, _ in seen}
     transfers = {step: count for step, _, count in seen}
     assert compilations[3] == compilations[32] > 0, "an epoch's end and the lr change no shape"
@@ -184,7 +149,7 @@ def test_cores_in_bfloat16_and_fewer_of_them(tmp_path: Path) -> None:
     said, seen = _on_cores(run, flags, cores=4)
     assert "fc on 2 CPU cores" in said
     assert seen[10][1] == seen[-1][1]
-    last = _checkpoint(run, run.checkpoint_steps()[-1])
+    last = checkpoint_of(run, run.checkpoint_steps()[-1])
     assert all(t.dtype == torch.float32 for t in last["model_state_dict"].values())
     assert last["accuracy1"] > 60
     laws = Laws.load(run.symmetries)
@@ -202,6 +167,7 @@ def test_cores_in_bfloat16_and_fewer_of_them(tmp_path: Path) -> None:
          "with: scripts/run_on_tpu.sh my-tpu --zone ZONE -- python train.py --tpu my-tpu "),
         ("--tpu --compile", "--tpu compiles every step already; leave out --compile"),
         ("--tpu --device cpu", "--tpu trains on TPU cores; leave out --device cpu"),
+        ("--tpu --workers 0", "no core is left to train on; use at least 1"),
         ("--precision bf16 --dtype float64", "choose one of them"),
     ],
 )  # fmt: skip
@@ -212,29 +178,40 @@ def test_mistakes(flags: str, message: str, tmp_path: Path) -> None:
     assert len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize("flags", ["--channels-last", "--deterministic", "--tf32", "--compile"])
-def test_ways_to_compute_change_nothing_but_rounding(
-    flags: str, trains: Train, run: RunFolder
-) -> None:
-    network = "logistic" if flags == "--compile" else "conv --width 4"  # compiling takes long
-    model = f"--model {network} --epochs 1 --dtype float64"
-    trains(model)
-    plain = _checkpoint(run, 12)["model_state_dict"]
-    trains(f"{model} --overwrite {flags}")
-    torch.use_deterministic_algorithms(False)
-    other = _checkpoint(run, 12)
-    for name, tensor in plain.items():
-        torch.testing.assert_close(other["model_state_dict"][name], tensor, rtol=0, atol=1e-12)
-    assert other["observer_state_dict"]["record"]["residual"].max() < 1e-12
+ON_A_TPU = """
+import os
+os.environ["PJRT_DEVICE"] = "TPU"
+from torch_xla._internal import tpu
+tpu.get_tpu_env = lambda: {"NODE_ID": "my-tpu"}
+tpu.num_available_devices = lambda: 8
+tpu.num_logical_cores_per_chip = lambda: 2
+tpu.num_tpu_workers = lambda: 1
+from Training.backends.cores import _check_place, _limit
+from Utils.errors import UserError
+for name in ("local", "my-tpu", "other"):
+    try:
+        print(_check_place(name))
+    except UserError as error:
+        print(error)
+for most in (8, 4, 3):
+    try:
+        print(_limit(most), os.environ.get("TPU_VISIBLE_CHIPS"))
+    except UserError as error:
+        print(error)
+"""
+"""What the rules for names and cores say on a VM that torch_xla takes for a TPU's."""
 
 
-def test_bfloat16_keeps_weights_and_laws_in_full(trains: Train, run: RunFolder) -> None:
-    trains("--model conv-bn --precision bf16 --epochs 3")
-    last = _checkpoint(run, 36)
-    assert last["accuracy1"] > 80
-    assert last["model_state_dict"]["classifier.weight"].dtype == torch.float32
-    observed = last["observer_state_dict"]
-    assert observed["record"]["residual"].max() < 1e-5
+def test_names_and_numbers_of_cores_on_a_tpu() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", ON_A_TPU], cwd=ROOT, env=ALONE, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    here, named, other, all_cores, half, odd = result.stdout.splitlines()
+    assert here == named == "None"
+    assert other.startswith("--tpu other: this is the TPU VM my-tpu; run it there with: scripts/")
+    assert (all_cores, half) == ("None None", "None 0,1")
+    assert odd.startswith("--workers 3: a training can have 1, 2 or 4 chips of one TPU host")
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])

@@ -22,6 +22,7 @@ class Toy(RunConfig):
     load: float | None = Field(None, ge=0, description="In kilogrammes.")
     stops: Names = Field(("home",), description="Where it stops.")
     hours: Integers = Field((), description="When it leaves.")
+    bell: str | None = Field(None, description="Its tone.", json_schema_extra={"bare": "c"})
 
 
 def write(folder: Path, text: str) -> str:
@@ -34,6 +35,14 @@ def test_flags_are_the_fields_with_hyphens() -> None:
     assert (toy.train_speed, toy.whistle, toy.load, toy.hours) == (2.0, False, 1000.0, (1, 22))
     toy = parse(Toy, ["--cars", "7", "--gauge", "narrow", "--whistle", "--stops", "a,b,"])
     assert (toy.cars, toy.gauge, toy.whistle, toy.stops) == (7, "narrow", True, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "bell"),
+    [("", None), ("--bell", "c"), ("--bell --cars 2", "c"), ("--bell d", "d"), ("--bell=e", "e")],
+)
+def test_a_value_that_may_be_left_out(arguments: str, bell: str | None) -> None:
+    assert parse(Toy, arguments.split()).bell == bell
 
 
 def test_defaults() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from Models.parametrization.network import Parametrized
 from Models.parametrization.scales import Scales, exponents_of
 from tests.runs import mistake, run_stage
-from tests.training.helpers import Train, differences
-from Training.checkpoints import load_checkpoint
+from tests.training.helpers import Train, checkpoint_of, differences
 from Training.config import TrainConfig
 from Training.optimizers import build_optimizer
 from Training.rebuild import rebuild_model
@@ -27,6 +27,9 @@ from Training.state import schedule_multipliers
 from Utils.cli import parse
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
+
+FIRST = "{input: {c: 0, first: -1}, hidden: {a: 1}, readout: {a: 1}, first_steps: 1}"
+"""Exponents with a first step of its own, in one line."""
 
 N, DEPTH, STEPS = 12, 4, 12
 
@@ -181,32 +184,28 @@ def test_runs_from_before_parametrizations_go_on(trains: Train, run: RunFolder) 
     run.hyperparameters.write_text(json.dumps(saved))
     assert trains() == 0
     assert list(rebuild_model(run, saved, "").state_dict()) == list(
-        checkpoint(run, 24)["model_state_dict"]
+        checkpoint_of(run, 24)["model_state_dict"]
     )
 
 
 def test_later_stages_rebuild_a_parametrized_model(trains: Train, run: RunFolder) -> None:
     assert trains("--param mup --epochs 0") == 0
     rebuilt = rebuild_model(run, run.read_hyperparameters(), "").state_dict()
-    first = checkpoint(run, 0)["model_state_dict"]
+    first = checkpoint_of(run, 0)["model_state_dict"]
     assert all(torch.equal(rebuilt[name], first[name]) for name in first)
-
-
-def checkpoint(run: RunFolder, step: int) -> dict[str, Any]:
-    return load_checkpoint(run.checkpoint(step))
 
 
 def test_at_the_base_width_a_run_is_the_one_without_parametrization(
     trains: Train, run: RunFolder
 ) -> None:
     assert trains("--optimizer momentum --momentum 0.9") == 0
-    plain = checkpoint(run, 24)
+    plain = checkpoint_of(run, 24)
     assert (
         trains("--optimizer momentum --momentum 0.9 --param mup --base-width 16 --overwrite") == 0
     )
-    assert differences(plain, checkpoint(run, 24)) == []
+    assert differences(plain, checkpoint_of(run, 24)) == []
     assert trains("--optimizer momentum --momentum 0.9 --param mup --base-width 8 --overwrite") == 0
-    assert "/model_state_dict/fc1.weight" in differences(plain, checkpoint(run, 24))
+    assert "/model_state_dict/fc1.weight" in differences(plain, checkpoint_of(run, 24))
 
 
 def test_the_first_step_has_its_own_learning_rates_and_survives_resuming(
@@ -214,8 +213,8 @@ def test_the_first_step_has_its_own_learning_rates_and_survives_resuming(
 ) -> None:
     flags = "--param ipllr --calibrate-width 32 --lr 0.02 --save-at 1,2"
     assert trains(flags) == 0
-    whole = checkpoint(run, 24)
-    groups = [checkpoint(run, k)["optimizer_state_dict"]["param_groups"] for k in (0, 1)]
+    whole = checkpoint_of(run, 24)
+    groups = [checkpoint_of(run, k)["optimizer_state_dict"]["param_groups"] for k in (0, 1)]
     rows = json.loads(run.hyperparameters.read_text())["task"]["parametrization"]["parameters"]
     by_name = {row["name"]: row for row in rows}
     assert by_name["fc2.weight"]["lr"] == 1
@@ -225,7 +224,7 @@ def test_the_first_step_has_its_own_learning_rates_and_survives_resuming(
     for step in range(2, 25):
         run.checkpoint(step).unlink(missing_ok=True)
     assert trains(flags) == 0
-    assert differences(whole, checkpoint(run, 24)) == []
+    assert differences(whole, checkpoint_of(run, 24)) == []
 
 
 def test_calibration_is_the_same_for_all_widths_and_seeds(trains: Train, run: RunFolder) -> None:
@@ -244,6 +243,12 @@ def test_calibration_is_the_same_for_all_widths_and_seeds(trains: Train, run: Ru
     assert all(math.isfinite(rate) and rate > 0 for rate in found[0])
 
 
+def test_calibration_needs_a_chain(trains: Train, tmp_path: Path) -> None:
+    (tmp_path / "abc.yaml").write_text(FIRST)
+    with pytest.raises(UserError, match="goes through a plain chain of layers"):
+        trains(f"--model fc-bn --width 8 --abc {tmp_path}/abc.yaml --calibrate-width 8")
+
+
 def test_the_command_line_tells_roles_and_theory(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "e" / "x")
     flags = "--model fc --depth 3 --width 16 --epochs 1"
@@ -258,7 +263,7 @@ def test_the_command_line_tells_roles_and_theory(tmp_path: Path) -> None:
 
 
 def scales_for(flags: str) -> Scales:
-    config = parse(TrainConfig, flags.split())
+    config = parse(TrainConfig, shlex.split(flags))
     entry = OPTIMIZERS[config.optimizer]
     return Parametrized(config, (1, 8, 8), 10).scales(entry.family or "sgd", entry.decay)
 
@@ -269,6 +274,7 @@ def scales_for(flags: str) -> Scales:
         ("--explain", "--explain is about a parametrization"),
         ("--param mup --calibrate-width 8", "only a first step of its own is calibrated"),
         ("--param ipllr --optimizer adam", "use --param ip"),
+        (f"--abc '{FIRST}' --optimizer adam --calibrate-width 8", "measures a step of SGD, not of"),
         ("--param mup --optimizer lamb", "relative to the size of each parameter; use sgd"),
         ("--base-width 8", "--base-width: not read by training without --param"),
         ("--roles a=hidden", "--roles: not read by training without --param"),

@@ -154,7 +154,8 @@ def test_chains() -> None:
     assert chain_of(nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8), nn.Linear(8, 2))) is None
 
 
-def test_finding_roles_draws_no_numbers() -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_finding_roles_draws_no_numbers(mine: str, own: bool) -> None:
     before = torch.get_rng_state()
-    roles(model="fc", width=8)
+    roles(model=f"{mine}:looks" if own else "fc", width=8)
     assert torch.equal(before, torch.get_rng_state())

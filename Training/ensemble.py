@@ -1,0 +1,293 @@
+"""Runs of one network that differ in seed and learning rate, trained together in one process.
+
+Small networks cost more in calls than in numbers. Here each call does its work for all members:
+gradients, the steps of SGD, and what the conservation observer measures of them. Everything else
+is each member's own, as are the files: checkpoint, observer, journal, schedule, order of the
+data. A member can be continued alone, and members that stand at the same step together.
+
+Sums of products are taken in another order than by each network alone, so that weights are equal
+to rounding, not bit for bit: in float64 within 1e-9 of their size after some dozens of steps.
+
+Shape letters: M members.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from Data import DATASETS
+from Data.order import TrainingBatches
+from Models.symmetry import Laws
+from Training.backends import start
+from Training.backends.backend import Backend
+from Training.config import TrainConfig
+from Training.folder import WITHOUT_EFFECT
+from Training.interruption import Interruption
+from Training.law_state import joined
+from Training.loop import Trainer
+from Training.run import Beginning, prepare
+from Training.state import TrainingState
+from Training.updates import coefficients_of
+from Utils.errors import UserError
+from Utils.logging import progress
+from Utils.rundir import RunFolder
+from Utils.seeds import stream_seed
+
+_MAY_DIFFER = WITHOUT_EFFECT | {"seed", "lr"}
+
+Weights = Mapping[str, Tensor]
+"""By parameter name; [M, *shape] for all members, [*shape] within ``vmap``."""
+
+
+def why_not(configs: Sequence[TrainConfig]) -> str:
+    """Why runs cannot be trained together; empty if they can, as far as their flags tell."""
+    first = configs[0]
+    flat = [config.flat() for config in configs]
+    for name in flat[0].keys() - _MAY_DIFFER:
+        if any(other[name] != flat[0][name] for other in flat):
+            return f"--{name.replace('_', '-')} differs; only --seed and --lr may"
+    options = {
+        "--optimizer": first.optimizer not in {"sgd", "momentum"},
+        "--nesterov": first.nesterov,
+        "--wd-on": first.wd_on != "all",
+        "--param": first.is_parametrized,
+        "--clip-norm": first.clip_norm is not None,
+        "--save-buffers": bool(first.save_buffers),
+        "--schedule": first.anneal_steps > 1,
+        "--tpu": first.tpu is not None,
+        "--compile": first.compile,
+        "--precision": first.precision != "full",
+        "--overwrite": any(config.overwrite for config in configs),
+    }
+    return next((f"{flag} is not for several at once" for flag, bad in options.items() if bad), "")
+
+
+class Stack:
+    """The weights and momentum buffers of all members, [M, …]; each member's are views of them.
+
+    Args:
+        states: of the members, after their checkpoints were loaded.
+        loss: of logits and targets.
+
+    Raises:
+        UserError: networks with running statistics or dropout.
+    """
+
+    def __init__(self, states: Sequence[TrainingState], loss: Callable[..., Any]):
+        self._states, self._model = states, states[0].model
+        if any(True for _ in self._model.buffers()):
+            raise UserError(
+                "networks with buffers (batch normalisation) cannot be trained together"
+            )
+        if any(isinstance(m, nn.Dropout) and m.p > 0 for m in self._model.modules()):
+            raise UserError("networks with dropout cannot be trained together")
+        group = states[0].optimizer.param_groups[0]
+        self._wd, self._momentum = group["weight_decay"], group["momentum"]
+        self._gain = 1 - group["dampening"]
+        parameters = [dict(state.model.named_parameters()) for state in states]
+        self._weights: dict[str, Tensor] = {}
+        self._velocities: dict[str, Tensor] = {}
+        for name in parameters[0]:
+            own = [each[name] for each in parameters]
+            self._weights[name] = torch.stack([p.detach() for p in own])
+            held = [
+                s.optimizer.state.get(p, {}).get("momentum_buffer")
+                for s, p in zip(states, own, strict=True)
+            ]
+            if all(buffer is not None for buffer in held):
+                self._velocities[name] = torch.stack(held)
+            for parameter, weight in zip(own, self._weights[name], strict=True):
+                parameter.data = weight
+        self._share_velocities()
+        for state in states:  # else schedulers warn that the optimizer has not moved yet
+            state.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+        def value(weights: Weights, inputs: Tensor, targets: Tensor) -> Tensor:
+            result: Tensor = loss(functional_call(self._model, dict(weights), (inputs,)), targets)
+            return result
+
+        self._losses = vmap(value)
+        self._measure = vmap(lambda *parts: _row(states[0].observer.laws, *parts))
+
+    def _share_velocities(self) -> None:
+        """Let the members' optimizers, and so their checkpoints, have their buffers."""
+        for k, state in enumerate(self._states):
+            for name, parameter in state.model.named_parameters():
+                if name in self._velocities:
+                    state.optimizer.state[parameter]["momentum_buffer"] = self._velocities[name][k]
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Take one step of SGD with every member, and tell their observers.
+
+        Args:
+            inputs: a batch for each, [M, B, …].
+            targets: likewise.
+
+        Returns:
+            their losses before it, [M].
+        """
+        groups = [(s.optimizer, s.optimizer.param_groups[0]) for s in self._states]
+        coefficients = [[coefficients_of(*pair)] for pair in groups]
+        gradients, losses = self._gradients(inputs, targets)
+        updates = self._updates(gradients)
+        squared = updates if self._momentum else gradients
+        rows = self._measure(self._weights, gradients, squared)
+        lrs = torch.tensor([group["lr"] for _, group in groups], dtype=torch.float64)
+        for name, weight in self._weights.items():
+            each = lrs.to(weight).view(-1, *[1] * (weight.dim() - 1))
+            weight.sub_(updates[name] * each)
+        for state, rule, row in zip(self._states, coefficients, rows, strict=True):
+            state.observer.note(rule, row)
+        return losses
+
+    def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Weights, Tensor]:
+        leaves = {name: weight.detach().requires_grad_() for name, weight in self._weights.items()}
+        losses: Tensor = self._losses(leaves, inputs, targets)
+        found = torch.autograd.grad(
+            losses.sum(), list(leaves.values())
+        )  # half of vmap(grad)'s time
+        return dict(zip(leaves, found, strict=True)), losses.detach()
+
+    def _updates(self, gradients: Weights) -> Weights:
+        """What is subtracted, up to the learning rate, as ``torch.optim.SGD`` has it."""
+        decayed = {
+            name: gradient.add(self._weights[name], alpha=self._wd) if self._wd else gradient
+            for name, gradient in gradients.items()
+        }
+        if not self._momentum:
+            return decayed
+        if not self._velocities:
+            self._velocities = {name: d.clone() for name, d in decayed.items()}
+            self._share_velocities()
+        else:
+            for name, velocity in self._velocities.items():
+                velocity.mul_(self._momentum).add_(decayed[name], alpha=self._gain)
+        return self._velocities
+
+
+def _row(laws: Laws, weights: Weights, gradients: Weights, squared: Weights) -> Tensor:
+    """What :class:`Training.updates.SGDUpdates` measures of a step with one parameter group."""
+    quadratic, linear = laws.quadratic.reductions, laws.linear.reductions
+    leak = [r.form(weights[r.parameter], gradients[r.parameter]) for r in quadratic]
+    linear_leak = [r(gradients[r.parameter]) for r in linear]
+    squares = [r.form(squared[r.parameter], squared[r.parameter]) for r in quadratic]
+    return joined([*leak, *linear_leak, *squares])
+
+
+class _Member(Trainer):
+    """One of the runs.
+
+    Attributes:
+        outcome: the exit code, or what was wrong; ``None`` while it goes on.
+    """
+
+    outcome: int | UserError | None = None
+
+    @cached_property
+    def _save_steps(self) -> set[int]:
+        return self.config.save_steps(self.total)
+
+    def after(self, loss: Tensor, stopped_by: int) -> None:
+        """What a run's own loop does after a step; an error ends this member alone."""
+        state = self.state
+        state.advance()
+        state.losses.add(loss)
+        if self.outcome is not None:
+            return
+        epoch_ends = state.batches.position == 0
+        observes = epoch_ends or state.step % self.config.observe_freq == 0
+        saves = epoch_ends or state.step in self._save_steps or stopped_by > 0
+        try:
+            if observes or saves:
+                self._pause(epoch_ends, observes, saves)
+            if stopped_by and state.step < self.total:
+                self.outcome = self._stop(stopped_by)
+            elif state.step == self.total:
+                self.recorder.finish()
+                self.outcome = 0
+        except UserError as error:
+            self.outcome = error
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        # The process's generators are the last member's; without dropout none has drawn from it.
+        seed = stream_seed(self.config.seed, "dropout")
+        torch.default_generator.manual_seed(seed)
+        if self.state.backend.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        super()._save(metrics)
+
+
+def train_together(
+    configs: Sequence[TrainConfig], runs: Sequence[RunFolder]
+) -> list[int | UserError]:
+    """Begin or continue runs together; the files are those of :func:`Training.run.train`.
+
+    Args:
+        configs: of the runs, for which :func:`why_not` has no objection.
+        runs: their folders.
+
+    Returns:
+        for each run its exit code, or what was wrong with it alone.
+
+    Raises:
+        UserError: what is wrong with all, or they stand at different steps.
+    """
+    if reason := why_not(configs):
+        raise UserError(f"these runs cannot be trained together: {reason}")
+    with start(configs[0]) as backend, ExitStack() as held:
+        beginnings = _beginnings(backend, configs, runs, held)
+        members = []
+        for config, beginning in zip(configs, beginnings, strict=True):
+            keeper, test = beginning.keeper, beginning.dataset.test
+            recorder = keeper.recorder(beginning)
+            members.append(_Member(config, beginning.state, test, recorder, keeper.log))
+            if beginning.is_new:
+                members[-1].begin()
+        if len({member.state.step for member in members}) > 1:
+            raise UserError("these runs stand at different steps; continue each alone")
+        _fit(members)
+        return [0 if member.outcome is None else member.outcome for member in members]
+
+
+def _beginnings(
+    backend: Backend,
+    configs: Sequence[TrainConfig],
+    runs: Sequence[RunFolder],
+    held: ExitStack,
+) -> list[Beginning]:
+    """All members' beginnings; the first one's laws, and data if they are no run's own, serve."""
+    found: list[Beginning] = []
+    shares = not DATASETS[configs[0].dataset].procedural
+    for config, run in zip(configs, runs, strict=True):
+        like = found[0] if found and shares else None
+        found.append(prepare(backend, config, nullcontext(run), held, like))
+    return found
+
+
+def _fit(members: Sequence[_Member]) -> None:
+    """Train to the end, or until a signal comes."""
+    states = [member.state for member in members]
+    backend, batches = states[0].backend, [state.batches for state in states]
+    for state in states:
+        state.model.train()
+    stack = Stack(states, members[0].loss_function)
+    steps = range(states[0].step + 1, members[0].total + 1)
+    with Interruption() as interruption:
+        for _ in progress(steps, "training"):
+            losses = stack.step(*backend.place(*_next(batches)))
+            stopped_by = interruption.received or 0
+            for member, loss in zip(members, losses, strict=True):
+                member.after(loss, stopped_by)
+            if all(member.outcome is not None for member in members):
+                return
+
+
+def _next(batches: Sequence[TrainingBatches]) -> tuple[Tensor, Tensor]:
+    """The next batch of each, [M, B, …]."""
+    inputs, targets = zip(*(each.next() for each in batches), strict=True)
+    return torch.stack(inputs), torch.stack(targets)

@@ -1,0 +1,166 @@
+"""Many runs of train.py from one line or file: ``python -m scripts.sweep``; see docs/sweeps.md.
+
+``python -m scripts.sweep status --experiment NAME`` says how far they are.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field
+
+from Metrics import CacheConfig
+from Metrics.figures import PlotConfig
+from scripts.sweeps.arguments import read_arguments
+from scripts.sweeps.attempts import newest
+from scripts.sweeps.manifest import Grid, Run, load_manifest, manifest, save_manifest
+from scripts.sweeps.status import counts, standing, table
+from scripts.sweeps.worker import RUN_STAGE, Experiment, experiment_path
+from Training.config import ExtractConfig
+from Utils.cli import parse
+from Utils.config import Config, Names, PathPart, RunConfig
+from Utils.errors import UserError, run_stage
+from Utils.registry import unknown
+
+_HELP = """Every flag of train.py may follow, with several values, which are tried in all
+combinations; a, b, … in a YAML file given by --config are [a, b, …].
+Numbers may be ranges (0..4), arithmetic over other flags ('0.1 * width**-1'), or both
+('2**(6..11)'). Begin with the word "status" to see how far the runs are."""
+
+
+_SCHEMAS: Mapping[str, type[RunConfig]] = {
+    "extract": ExtractConfig,
+    "cache": CacheConfig,
+    "plot": PlotConfig,
+}
+
+
+class SweepConfig(Config):
+    """Train many runs, several at a time. The same command again does what is missing."""
+
+    experiment: PathPart = Field("", description="Name of the experiment, which is all the runs.")
+    save_dir: str = Field("results", description="Folder that holds the experiments.")
+    stages: Names = Field(
+        (), description="What to do for each run, as train,extract,cache,plot; train if not given."
+    )
+    extract: str = Field("", description="Flags of extract.py, as one word: '--probe none'.")
+    cache: str = Field("", description="Flags of cache.py, likewise.")
+    plot: str = Field("", description="Flags of plot.py, likewise.")
+    jobs: int | None = Field(
+        None, ge=1, description="Processes, or jobs of Slurm, at a time; here, one per core."
+    )
+    slurm: str = Field(
+        "", description="Use Slurm, with these options: partition=gpu,time=2:00:00,gpus_per_node=1."
+    )
+    pack: int = Field(8, ge=1, description="Runs in one job of Slurm, one after another.")
+    together: int = Field(
+        1, ge=1, description="Runs that differ in --seed and --lr and share their steps, by SGD."
+    )
+    retry_failed: bool = Field(False, description="Try runs that have failed once more.")
+    dry_run: bool = Field(
+        False, description="List the runs, and forecast their time and disk; start nothing."
+    )
+
+    @property
+    def path(self) -> Path:
+        """The experiment's folder; raises :class:`UserError` if it cannot be one of a sweep."""
+        return experiment_path(self.experiment, self.save_dir)
+
+    @property
+    def own_folder(self) -> Path:
+        """Where the sweep keeps what belongs to no run."""
+        return self.path / ".sweep"
+
+    @property
+    def processes(self) -> int:
+        """How many work at a time, if not on Slurm."""
+        return self.jobs or os.cpu_count() or 1
+
+    def stage_flags(self) -> dict[str, tuple[str, ...]]:
+        """The stages in their order, each with its flags; raises :class:`UserError` for others."""
+        stages = self.stages or ("train",)
+        for name in stages:
+            if name not in RUN_STAGE:
+                raise UserError(f"--stages: {unknown('stage', name, RUN_STAGE)}")
+        given = {name: tuple(shlex.split(getattr(self, name, ""))) for name in RUN_STAGE}
+        for name, flags in given.items():
+            if flags and name not in stages:
+                raise UserError(f"--{name} '{shlex.join(flags)}': add {name} to --stages")
+        return {name: given[name] for name in RUN_STAGE if name in stages}
+
+
+def main() -> int:
+    """Do what the command line says; returns the exit code: 0, 1 if runs failed, 128 + n."""
+    argv = sys.argv[1:]
+    asks_status = argv[:1] == ["status"]
+    own, grid = read_arguments(SweepConfig, argv[asks_status:])
+    config = parse(SweepConfig, own, epilog=_HELP)
+    experiment, runs = _plan(config, grid)
+    if asks_status:
+        print(table(runs, [standing(experiment, run) for run in runs]))
+        return 0
+    if config.dry_run:
+        from scripts.sweeps.forecast import forecast  # brings torch
+
+        for line in forecast(experiment, runs, config.processes):
+            print(line, flush=True)
+        return 0
+    save_manifest(config.own_folder, runs, experiment.stages)
+    return _execute(config, experiment, runs)
+
+
+def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:
+    """The runs, and what is to be done for each; everything is checked that can be.
+
+    Raises:
+        UserError: naming all runs that cannot be made, or flags of a stage that are wrong.
+    """
+    if grid:
+        runs, stages = manifest(grid, config.path), config.stage_flags()
+    else:
+        runs, before = load_manifest(config.own_folder)
+        stages = config.stage_flags() if config.stages else before
+    experiment = Experiment(config.experiment, config.save_dir, stages, together=config.together)
+    for stage, schema in _SCHEMAS.items():
+        if stage in stages:
+            flags = parse(schema, experiment.arguments(runs[0], stage))
+            if isinstance(flags, CacheConfig | PlotConfig):
+                flags.metric_names()
+    if config.retry_failed:
+        found = {run.expid: newest(experiment.folder(run)) for run in runs}
+        failed = {k: last.number for k, last in found.items() if last and last.state == "failed"}
+        experiment = replace(experiment, retried=failed)
+    return experiment, runs
+
+
+def _execute(config: SweepConfig, experiment: Experiment, runs: list[Run]) -> int:
+    before = [standing(experiment, run) for run in runs]
+    print(f"{len(runs)} runs: {counts(before)}", flush=True)
+    if config.slurm:
+        from scripts.sweeps.slurm import slurm_options, submit
+
+        options = slurm_options(config.slurm)
+        print(submit(experiment, runs, options, config.pack, config.jobs, config.own_folder))
+        return 0
+    from scripts.sweeps.execution import run_here
+
+    number = 0
+    if any(where.is_open for where in before):
+        number = run_here(experiment, runs, config.processes, config.own_folder)
+    after = [standing(experiment, run) for run in runs]
+    print(f"{len(runs)} runs: {counts(after)}", flush=True)
+    if number:
+        print("sweep: stopped; the same command continues", file=sys.stderr)
+        return 128 + number
+    failed = [run for run, where in zip(runs, after, strict=True) if where.condition == "failed"]
+    if failed:
+        folder = experiment.folder(failed[0]).logs
+        print(f"sweep: tracebacks are in {folder}/attempt-*.json, …", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,1 @@
+"""Many runs from one description: what :mod:`scripts.sweep` is made of."""

@@ -1,0 +1,285 @@
+"""A process of a sweep: takes the runs that nobody works on, one after another.
+
+Runs share the process, because starting Python and torch takes longer than a small run. One that
+raises leaves its traceback in its folder, and the next one begins; one that takes its process
+with it costs that process, and the sweep starts another.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from Metrics import CacheConfig
+from Metrics.figures import PlotConfig
+from scripts.sweeps.attempts import Claim, Stages, claim, newest_step
+from scripts.sweeps.manifest import Run
+from Training.config import ExtractConfig, TrainConfig
+from Utils.cli import parse
+from Utils.config import RunConfig, validate
+from Utils.errors import UserError
+from Utils.rundir import RunFolder
+
+
+def experiment_path(name: str, save_dir: str) -> Path:
+    """The folder of an experiment; raises :class:`UserError` if it can be none of a sweep."""
+    if save_dir.startswith("gs://"):
+        raise UserError(
+            f"--save-dir {save_dir}: a sweep's runs are claimed by files that a bucket cannot "
+            "hold; give a folder, and copy it with scripts/sync_gcloud.sh"
+        )
+    return validate(RunConfig, {"experiment": name, "save_dir": save_dir}, "sweep").experiment_path
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all runs of a sweep share.
+
+    Attributes:
+        name: the ``--experiment``.
+        save_dir: the folder that holds it.
+        stages: what is to be done for each run.
+        retried: by expid, the attempt whose failure is no reason to leave the run alone.
+        together: how many runs that differ in seed and learning rate share their steps.
+    """
+
+    name: str
+    save_dir: str
+    stages: Stages
+    retried: Mapping[str, int] = field(default_factory=dict)
+    together: int = 1
+
+    def config(self, run: Run) -> TrainConfig:
+        """What train.py is asked for."""
+        return parse(TrainConfig, self.arguments(run, "train"))
+
+    def folder(self, run: Run) -> RunFolder:
+        """Where a run's files are."""
+        return RunFolder(experiment_path(self.name, self.save_dir) / run.expid)
+
+    def arguments(self, run: Run, stage: str) -> list[str]:
+        """What one types behind the name of a stage's script."""
+        own = run.arguments() if stage == "train" else list(self.stages[stage])
+        place = ["--experiment", self.name, "--expid", run.expid, "--save-dir", self.save_dir]
+        return [*own, *place]
+
+
+class _Stopped(Exception):
+    """A signal ended a stage, which can be continued."""
+
+
+def work(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    environment: Mapping[str, str | None],
+    stop: Path,
+) -> None:
+    """Do what is missing, and end early if a signal says so; runs continue later.
+
+    Args:
+        experiment: what they share.
+        runs: the runs, in the order in which they are looked at.
+        environment: variables to set, or with ``None`` to remove, before torch is imported.
+        stop: no further run is begun once there is this file.
+
+    Raises:
+        UserError: a run's folder cannot be written to.
+    """
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "train" in experiment.stages:
+        import_module("Training.run")  # brings torch; counts as no run's time
+    signals = _Signals()
+    try:
+        for run in runs:
+            if stop.exists():
+                return
+            with ExitStack() as held:
+                _bring_on_all(experiment, _take(experiment, run, runs, held))
+    except (_Stopped, KeyboardInterrupt):
+        signals.requeue_if_wanted()
+
+
+def _take(
+    experiment: Experiment, run: Run, runs: Sequence[Run], held: ExitStack
+) -> list[tuple[Run, Claim]]:
+    """A run that nobody works on, with others that can be trained together with it."""
+    taken: list[tuple[Run, Claim]] = []
+    for each in [run, *_mates(experiment, run, runs)]:
+        if len(taken) == experiment.together:
+            break
+        retried = experiment.retried.get(each.expid, 0)
+        got = claim(experiment.folder(each), experiment.stages, retried)
+        if got is not None:
+            taken.append((each, held.enter_context(got)))
+        elif each is run:
+            break
+    return taken
+
+
+def _mates(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Run]:
+    if experiment.together == 1 or "train" not in experiment.stages:
+        return []
+    from Training.ensemble import why_not
+
+    def kind(flags: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in flags.items() if name not in {"seed", "lr"}}
+
+    found = [each for each in runs if each is not run and kind(each.flags) == kind(run.flags)]
+    together = [experiment.config(each) for each in [run, *found]]
+    return [] if why_not(together) else found
+
+
+def _bring_on_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> None:
+    try:
+        untrained = [pair for pair in taken if "train" in pair[1].attempt.lacks(experiment.stages)]
+        if len(untrained) > 1:
+            _train_all(experiment, untrained)
+        for run, held in taken:
+            if held.attempt.state == "running":
+                _bring_on(experiment, run, experiment.folder(run), held)
+    except (_Stopped, KeyboardInterrupt):
+        for _, held in taken:
+            if held.attempt.state == "running":
+                held.note(state="stopped")
+        raise
+
+
+def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> None:
+    """Train runs together; what cannot be done for all is left to each alone."""
+    from Training.ensemble import train_together
+
+    begin = time.monotonic()
+    for _, held in taken:
+        held.note(stage="train")
+    size = str(len(taken))
+    sys.argv = ["scripts/sweep.py", "--experiment", experiment.name, "--together", size]
+    print(f"\ntraining together: {', '.join(run.expid for run, _ in taken)}", flush=True)
+    folders = [experiment.folder(run) for run, _ in taken]
+    try:
+        outcomes = train_together([experiment.config(run) for run, _ in taken], folders)
+    except Exception:  # of all, such as an operation that vmap does not know
+        traceback.print_exc()
+        return
+    seconds = (time.monotonic() - begin) / len(taken)
+    for (_, held), folder, outcome in zip(taken, folders, outcomes, strict=True):
+        ended: dict[str, Any] = {"ended_at": newest_step(folder)}
+        if outcome == 0:
+            done = {"train": list(experiment.stages["train"])}
+            held.note(done=done, seconds={"train": seconds}, **ended)
+        elif isinstance(outcome, UserError):
+            held.note(state="failed", error=str(outcome), **ended)
+        else:
+            held.note(state="stopped", **ended)
+    if any(isinstance(outcome, int) and outcome for outcome in outcomes):
+        raise _Stopped
+
+
+class _Signals:
+    """SIGTERM ends the work, USR2 does so before a Slurm job's time is over.
+
+    Training itself notes SIGTERM and saves a checkpoint. submitit's own handler of USR2 would
+    leave in the midst of a step.
+    """
+
+    def __init__(self) -> None:
+        self._requeue = False
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGUSR2, self._end_and_requeue)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    def _end_and_requeue(self, number: int, frame: FrameType | None) -> None:
+        self._requeue = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def requeue_if_wanted(self) -> None:
+        """Ask Slurm to start this job once more, as its time is over and its work is not."""
+        if self._requeue and "SLURM_JOB_ID" in os.environ:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+
+
+def _bring_on(experiment: Experiment, run: Run, folder: RunFolder, held: Claim) -> None:
+    """Do the missing stages of one run, and note how they end."""
+    try:
+        for stage in held.attempt.lacks(experiment.stages):
+            done = _earlier(held.attempt.done, stage)
+            held.note(stage=stage, done=done)
+            begin = time.monotonic()
+            arguments = experiment.arguments(run, stage)
+            sys.argv = [f"{stage}.py", *arguments]  # what files name as their origin
+            print(f"\n$ python {shlex.join(sys.argv)}", flush=True)
+            RUN_STAGE[stage](arguments)
+            done = {**done, stage: list(experiment.stages[stage])}
+            seconds = {**held.attempt.seconds, stage: time.monotonic() - begin}
+            held.note(done=done, seconds=seconds, ended_at=newest_step(folder))
+        held.note(state="done")
+    except (_Stopped, KeyboardInterrupt):
+        held.note(state="stopped", ended_at=newest_step(folder))
+        raise
+    except UserError as error:
+        held.note(state="failed", error=str(error))
+    except Exception as error:
+        reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        held.note(state="failed", error=reason, traceback=traceback.format_exc())
+
+
+def _earlier(done: Mapping[str, list[str]], stage: str) -> dict[str, list[str]]:
+    """What remains done when a stage is done anew: the stages that do not read its files."""
+    order = list(RUN_STAGE)
+    return {name: done[name] for name in order[: order.index(stage)] if name in done}
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from Training.run import train
+
+    config = parse(TrainConfig, list(arguments))
+    if train(config, nullcontext(RunFolder(config.run_path))):
+        raise _Stopped
+
+
+def _extract(arguments: Sequence[str]) -> None:
+    from Training.extraction import extract
+
+    config = parse(ExtractConfig, list(arguments))
+    extract(config, RunFolder(config.run_path))
+
+
+def _cache(arguments: Sequence[str]) -> None:
+    from Metrics.caching import cache
+
+    config = parse(CacheConfig, list(arguments))
+    cache(config, RunFolder(config.run_path))
+
+
+def _plot(arguments: Sequence[str]) -> None:
+    config = parse(PlotConfig, list(arguments))
+    if config.report:
+        from Metrics.figures.report import write_report as write
+    else:
+        from Metrics.figures.run import plot_run as write
+    for line in write(config):
+        print(line, flush=True)
+
+
+RUN_STAGE: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "extract": _extract,
+    "cache": _cache,
+    "plot": _plot,
+}
+"""What does each stage, as its script would."""
