@@ -69,11 +69,17 @@ class ChainTheory:
         return smallest(self.after("own", layer, step), self.least_propagated(layer, step))
 
     def least_propagated(self, layer: str, step: int) -> Fraction | None:
-        """The same of the part that the layers below make."""
+        """The same of the part that the layers below make.
+
+        The readout reads a change that its first weights have made and are aligned with; of
+        what they are not aligned with, they sum √n random terms of n.
+        """
         below = self.below(layer)
         propagated = self.after("propagated", layer, step)
         if below is None or propagated is None:
             return propagated
+        if self.abc is not None and (self.places or {})[layer] == self.abc.hidden_layers:
+            propagated -= Fraction(1, 2)
         change, least = self.after("change", below, step), self.least_change(below, step)
         return None if change is None or least is None else propagated - change + least
 
