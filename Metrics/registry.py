@@ -21,6 +21,7 @@ Kind = Literal[
     "certificate",
     "curves",
     "exponents",
+    "coordinates",
     "transfer",
 ]
 """The forms of figures."""
@@ -47,7 +48,8 @@ class MetricEntry(Entry):
             velocities over positions, "units" for curves of units of layers,
             "gradients" for weights and their gradients, "stability" for eigenvalues and their
             threshold, "certificate" for deviations from zero, "curves" for anything,
-            "exponents" for powers of the width, "transfer" for losses over learning rates.
+            "exponents" for powers of the width, "coordinates" also for a phase diagram of
+            parametrizations, "transfer" for losses over learning rates.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
@@ -206,7 +208,7 @@ METRICS: Registry[MetricEntry] = Registry(
             _WIDTH,
             title="Coordinate check",
             ylabel="root mean square",
-            kind="exponents",
+            kind="coordinates",
             default=False,
             scope="experiment",
         ),

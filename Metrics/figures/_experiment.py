@@ -3,10 +3,12 @@
 Shape letters: R runs, T steps.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from Utils.storage import datasets, open_hdf5
 
 ADVICE = "run cache.py for this experiment again, with --overwrite"
 
-_HEAD = {"runs", "widths", "seeds", "groups", "rates", "steps", "sources"}
+_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ExperimentCache:
         seeds: [R].
         groups: [R] their labels.
         rates: [R] their --lr.
+        parametrizations: a, b and c of the roles, the family and the depth, by group.
         steps: [T].
         curves: [R, T] by quantity and layer; NaN where nothing was measured.
         fits: the table of exponents.
@@ -65,6 +68,7 @@ class ExperimentCache:
     seeds: NDArray[np.int64]
     groups: NDArray[np.str_]
     rates: Array
+    parametrizations: Mapping[str, Mapping[str, str]]
     steps: NDArray[np.int64]
     curves: Mapping[tuple[str, str], Array]
     fits: tuple[FittedExponent, ...]
@@ -92,7 +96,7 @@ def read_experiment(path: Path) -> ExperimentCache:
                 curves[quantity, layer] = dataset[()].astype(float)
         texts = ("group", "quantity", "layer", "predicted", "verdict")
         table = {column: h5["fits"][column][()] for column in h5["fits"]}
-        table |= {column: table[column].astype(str) for column in texts}
+        table |= {column: _texts(table[column]) for column in texts}
         return ExperimentCache(
             metric=str(h5.attrs["metric"]),
             kind=str(h5.attrs["kind"]),
@@ -100,13 +104,23 @@ def read_experiment(path: Path) -> ExperimentCache:
             ylabel=str(h5.attrs["ylabel"]),
             widths=h5["widths"][()],
             seeds=h5["seeds"][()],
-            groups=h5["groups"][()].astype(str),
+            groups=_texts(h5["groups"][()]),
             rates=h5["rates"][()],
+            parametrizations={
+                label: json.loads(text)
+                for label, text in zip(
+                    _texts(h5["groups"][()]).tolist(), h5["exponents"][()], strict=True
+                )
+            },
             steps=h5["steps"][()],
             curves=curves,
             fits=tuple(_fit(table, line) for line in range(len(table["group"]))),
             features_hash=str(h5.attrs["features_hash"]),
         )
+
+
+def _texts(encoded: Any) -> Any:
+    return np.char.decode(encoded, "utf-8")
 
 
 def _fit(table: Mapping[str, NDArray[np.generic]], line: int) -> FittedExponent:

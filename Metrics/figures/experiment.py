@@ -11,6 +11,7 @@ from Metrics.figures._experiment import ExperimentCache, read_experiment
 from Metrics.figures._exponents import MANY, draw_forest, draw_sizes, quantities_of
 from Metrics.figures._files import fingerprint, is_current, save
 from Metrics.figures._options import NothingToDraw, Options, check_layers
+from Metrics.figures._phases import axes_of, draw_phases
 from Metrics.figures._style import settings
 from Metrics.figures._transfer import draw_transfer
 from Metrics.figures.run import cache_command
@@ -22,6 +23,7 @@ Draw = Callable[[ExperimentCache, Options], Figure]
 
 _FIGURES: dict[str, dict[str, Draw]] = {
     "exponents": {"": draw_sizes, "-exponents": draw_forest},
+    "coordinates": {"": draw_sizes, "-exponents": draw_forest, "-phases": draw_phases},
     "transfer": {"": draw_transfer, "-exponents": draw_forest},
 }
 """What is drawn of the kinds of metrics, by what is added to the names of the files."""
@@ -42,8 +44,10 @@ def plot_experiment(config: PlotConfig) -> Iterator[str]:
             cache = read_experiment(path)
             check_layers([f.layer for f in cache.fits], config.layers)
             for part, draw in _FIGURES[cache.kind].items():
+                if draw is draw_phases and len(axes_of(cache)) != 2:
+                    continue
                 yield from _plot(experiment, path, cache, (part, draw), config)
-            if cache.kind == "exponents" and (count := len(quantities_of(cache))) > MANY:
+            if cache.kind != "transfer" and (count := len(quantities_of(cache))) > MANY:
                 yield f"{metric}: {MANY} of {count} quantities of groups drawn"
 
 

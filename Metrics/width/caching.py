@@ -236,13 +236,15 @@ def _fit(
     groups = grouped(measured, metric.within)
     exponents: list[Exponent] = []
     silent: dict[str, str] = {}
+    told: dict[str, dict[str, str]] = {}
     for group in groups:
         theory = theory_of(group, _fans_by_width(group, stored.cells))
+        told[group.label] = theory.coordinates()
         if theory.reason:
             silent[group.label] = theory.reason
         observations = metric.observations(group.members, stored.cells)
         exponents += exponents_of(metric, group.label, observations, theory)
-    write(path, entry, stored, groups, exponents)
+    write(path, entry, stored, groups, exponents, told)
     return Findings(entry.name, path, tuple(groups), tuple(exponents), silent)
 
 

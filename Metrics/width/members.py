@@ -139,9 +139,9 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value in a label; exponents of --abc are told by a few letters of their hash."""
+    """A value in a label; exponents of --abc are told by letters of their hash."""
     text = value if isinstance(value, str) else f"{value:g}" if _is_number(value) else _text(value)
-    return text if len(text) <= 24 else f"{text[:16]}…{hash_of(text)}"
+    return text if len(text) <= 24 else hash_of(text)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
 
-R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates`` [R]; ``steps`` [T];
+R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``,
+``exponents`` [R], the last one a, b and c as JSON; ``steps`` [T];
 ``sources`` [R, T], which checkpoints, empty where a run has none; ``<quantity>/<layer>`` [R, T],
 NaN where nothing was measured; ``fits/<column>`` [F], the table of exponents, by ``fits/line``.
 Dimension scales name the axes.
@@ -26,7 +27,7 @@ AGAIN = "run cache.py for this experiment again, with --overwrite"
 WHOLE = "network"
 """What stands for the layer where a quantity is the whole network's."""
 
-_HEAD = {"runs", "widths", "seeds", "groups", "rates", "steps", "sources"}
+_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
 
 
 class Measurements:
@@ -52,9 +53,9 @@ class Measurements:
 
     def _read(self, path: Path) -> None:
         with open_hdf5(path, AGAIN) as file:
-            runs = file["runs"][()].astype(str).tolist()
+            runs = np.char.decode(file["runs"][()], "utf-8").tolist()
             steps = file["steps"][()].tolist()
-            sources = file["sources"][()].astype(str)
+            sources = np.char.decode(file["sources"][()], "utf-8")
             curves = {
                 name: dataset[()]
                 for name, dataset in datasets(file)
@@ -87,8 +88,18 @@ def write(
     measured: Measurements,
     groups: Sequence[Group],
     exponents: Sequence[Exponent],
+    parametrizations: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Save a cache, atomically."""
+    """Save a cache, atomically.
+
+    Args:
+        path: the file.
+        entry: the metric.
+        measured: all numbers.
+        groups: of runs.
+        exponents: the table.
+        parametrizations: by group, :meth:`Metrics.width.theory.ChainTheory.coordinates`.
+    """
     members = [(group.label, member) for group in groups for member in group.members]
     rows = {member.name: r for r, (_, member) in enumerate(members)}
     steps = sorted({step for _, step in measured.sources})
@@ -107,13 +118,14 @@ def write(
         "seeds": np.array([member.seed for _, member in members], np.int64),
         "groups": _texts([label for label, _ in members]),
         "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
+        "exponents": _texts([json.dumps(parametrizations[label]) for label, _ in members]),
         "steps": np.array(steps, np.int64),
         "sources": _texts(sources),
     }
     rows_of_table = [exponent.row() for exponent in exponents]
     table = {f"fits/{name}": _column([row[name] for row in rows_of_table]) for name in COLUMNS}
     scales: dict[str, tuple[str, ...]] = dict.fromkeys((*curves, "sources"), ("runs", "steps"))
-    scales |= dict.fromkeys(("widths", "seeds", "groups", "rates"), ("runs",))
+    scales |= dict.fromkeys(("widths", "seeds", "groups", "rates", "exponents"), ("runs",))
     scales |= dict.fromkeys(table, ("fits/line",))
     table["fits/line"] = np.arange(len(exponents))
     write_hdf5(path, head | curves | table, _attributes(entry, measured), scales)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from Metrics.width.members import Group, Member
 from Models.construct import skeleton
-from Models.parametrization import ABC, Exponents, Theory, build_parametrization, explain
+from Models.parametrization import ABC, Exponents, Role, Theory, build_parametrization, explain
 from Models.parametrization.network import Parametrized
 from Models.parametrization.roles import chain_of
 from Training.config import TrainConfig
@@ -26,6 +26,7 @@ class ChainTheory:
         theory: of the group's parametrization; ``None`` if there is none.
         reason: why not.
         abc: the parametrization.
+        family: of the optimizer.
         places: index of each layer in the tables of ``theory``: its own in a chain, else that
             of the layer with the same role in a chain of three.
         chain: whether the layers are input, hidden ones and readout in this order.
@@ -34,6 +35,7 @@ class ChainTheory:
     theory: Theory | None
     reason: str = ""
     abc: ABC | None = None
+    family: str = ""
     places: Mapping[str, int] | None = None
     chain: bool = False
 
@@ -95,6 +97,17 @@ class ChainTheory:
         if theory is None or (step > 1 and not self.steady):
             return None
         return self._of(theory.first.get(name, ()), layer, 0)
+
+    def coordinates(self) -> dict[str, str]:
+        """a, b and c of the roles as text, and the family and depth; empty without a theory."""
+        if self.abc is None:
+            return {}
+        roles: tuple[Role, ...] = ("input", "hidden", "readout")
+        told = {f"{n} of {role}": getattr(self.abc.of(role), n) for role in roles for n in "abc"}
+        return {name: str(value) for name, value in told.items()} | {
+            "family": self.family,
+            "depth": str(self.abc.hidden_layers),
+        }
 
     @property
     def steady(self) -> bool:
@@ -163,7 +176,8 @@ def theory_of(group: Group, fans: Mapping[int, Mapping[str, Fans]]) -> ChainTheo
     theory = explain(abc, abc.hidden_layers, family, config.bias)
     if chain is None and not theory.stable:
         return ChainTheory(None, "the layers are no chain, and the parametrization is not stable")
-    return ChainTheory(theory, "", abc, _places(member, chain, fans), chain is not None)
+    places = _places(member, chain, fans)
+    return ChainTheory(theory, "", abc, family, places, chain is not None)
 
 
 def _refusal(group: Group) -> str:
