@@ -1,15 +1,20 @@
 """Stage 3: compute metrics from features, each beside the prediction of its theory."""
 
 from Metrics import METRICS, CacheConfig
+from Metrics.registry import scope_of
 from Utils.cli import parse
 from Utils.errors import run_stage
-from Utils.runs import open_run
+from Utils.runs import open_experiment, open_run
 
 
-def main() -> None:
-    """Parse the command line, cache and print how far measurements are from their laws."""
+def main() -> int:
+    """Parse the command line, cache and print how far measurements are from theory."""
     config = parse(CacheConfig, epilog=f"metrics:\n{METRICS.table()}")
-    config.metric_names()
+    scope = scope_of(config.metric_names(), config.expid)
+    return _experiment(config) if scope == "experiment" else _run(config)
+
+
+def _run(config: CacheConfig) -> int:
     with open_run(config) as run:
         from Metrics.caching import cache  # brings torch, for which errors need not wait
         from Metrics.summary import deviation_table
@@ -17,6 +22,17 @@ def main() -> None:
         caches = cache(config, run)
         if table := deviation_table([cache.path for cache in caches]):
             print(table)
+    return 0
+
+
+def _experiment(config: CacheConfig) -> int:
+    with open_experiment(config) as (experiment, runs):
+        from Metrics.width.caching import cache_experiment, contradictions
+
+        found = cache_experiment(config, experiment, runs)
+        for findings in found:
+            print(findings.text())
+    return int(config.assert_ and contradictions(found))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from Metrics import METRICS
 from Metrics.figures import PlotConfig
+from Metrics.registry import scope_of
 from Utils.cli import parse
 from Utils.errors import run_stage
 
@@ -9,11 +10,13 @@ from Utils.errors import run_stage
 def main() -> None:
     """Parse the command line, draw, and print where each figure is."""
     config = parse(PlotConfig, epilog=f"metrics:\n{METRICS.table()}")
-    config.metric_names()
+    scope = scope_of(config.metric_names(), config.expid)
 
     # what draws brings matplotlib, for which errors need not wait
     if config.report:
         from Metrics.figures.report import write_report as write
+    elif scope == "experiment":
+        from Metrics.figures.experiment import plot_experiment as write
     else:
         from Metrics.figures.run import plot_run as write
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from Metrics.registry import DEFAULT_METRICS, IF_NAMED, METRICS
+from Metrics.registry import DEFAULT_METRICS, IF_NAMED, METRICS, OF_EXPERIMENTS
 from Utils.config import Names, PathPart, RunConfig
 from Utils.devices import DeviceName
 
@@ -17,7 +17,8 @@ class CacheConfig(RunConfig):
     metrics: Names = Field(
         DEFAULT_METRICS,
         description="Which metrics, listed above; those that run the network at every checkpoint "
-        f"({', '.join(IF_NAMED)}) only if they are named.",
+        f"({', '.join(IF_NAMED)}) only if they are named. Without --expid, those of the whole "
+        f"experiment: {', '.join(OF_EXPERIMENTS)}.",
     )
     suffix: PathPart = Field("", description="Added to the names of the cache files.")
     subset: int = Field(
@@ -33,7 +34,12 @@ class CacheConfig(RunConfig):
     )
     device: DeviceName = Field("auto", description="Where metrics run the network.")
     workers: int = Field(
-        0, ge=0, description="Processes that share the steps; 0: none but this one."
+        0, ge=0, description="Processes that share the steps or runs; 0: none but this one."
+    )
+    assert_: bool = Field(
+        False,
+        description="Exit with 1 if an exponent of an experiment's metrics contradicts its "
+        "prediction.",
     )
 
     def metric_names(self) -> list[str]:

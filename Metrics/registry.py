@@ -1,25 +1,43 @@
 """The metrics that exist, by the names that the user types."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from Utils.errors import UserError
 from Utils.registry import Entry, Registry
 
 _PAPER = "Kunin et al., Neural Mechanics, ICLR 2021"
 
 
 Kind = Literal[
-    "law", "budget", "rotation", "phase", "units", "gradients", "stability", "certificate", "curves"
+    "law",
+    "budget",
+    "rotation",
+    "phase",
+    "units",
+    "gradients",
+    "stability",
+    "certificate",
+    "curves",
+    "exponents",
+    "coordinates",
+    "transfer",
 ]
 """The forms of figures."""
+
+Scope = Literal["run", "experiment"]
+"""What a metric reads: the features of one run, or those of all runs of an experiment."""
 
 
 @dataclass(frozen=True)
 class MetricEntry(Entry):
     """A metric.
 
-    The builder is called as ``builder(context)`` with a :class:`Metrics.metric.Context` and
-    returns a :class:`Metrics.metric.Metric`.
+    The builder of a run's metric is called as ``builder(context)`` with a
+    :class:`Metrics.metric.Context` and returns a :class:`Metrics.metric.Metric`; that of an
+    experiment's is called without arguments and returns a
+    :class:`Metrics.width.metric.WidthMetric`.
 
     Attributes:
         title: of its figure.
@@ -29,10 +47,13 @@ class MetricEntry(Entry):
             "budget" for parts of a change, "rotation" for angles and norms, "phase" for
             velocities over positions, "units" for curves of units of layers,
             "gradients" for weights and their gradients, "stability" for eigenvalues and their
-            threshold, "certificate" for deviations from zero, "curves" for anything.
+            threshold, "certificate" for deviations from zero, "curves" for anything,
+            "exponents" for powers of the width, "coordinates" also for a phase diagram of
+            parametrizations, "transfer" for losses over learning rates.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
+        scope: what it reads.
     """
 
     title: str = ""
@@ -41,6 +62,11 @@ class MetricEntry(Entry):
     kind: Kind = "curves"
     default: bool = True
     needs: tuple[str, ...] = ()
+    scope: Scope = "run"
+
+
+_HAJJAR = "Hajjar, Chizat and Giraud (2021), arXiv 2110.15596"
+_WIDTH = "Yang and Hu (2021), Tensor Programs IV, arXiv 2011.14522"
 
 
 METRICS: Registry[MetricEntry] = Registry(
@@ -174,6 +200,97 @@ METRICS: Registry[MetricEntry] = Registry(
             kind="certificate",
             default=False,
         ),
+        MetricEntry(
+            "coordinates",
+            "Metrics.width.coordinates:Coordinates",
+            "sizes of coordinates against the width, and the own and propagated parts of their "
+            "change",
+            _WIDTH,
+            title="Coordinate check",
+            ylabel="root mean square",
+            kind="coordinates",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "update-norms",
+            "Metrics.width.norms:UpdateNorms",
+            "norms and stable ranks of weights and of their change against the width, and the "
+            "spectral condition",
+            "Yang, Simon and Bernstein (2023), arXiv 2310.17813",
+            title="Norms of weights and updates",
+            ylabel="norm",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "gradients",
+            "Metrics.width.gradients:Gradients",
+            "sizes of the outputs' derivatives by every layer against the width",
+            _WIDTH,
+            title="Gradients of the outputs",
+            ylabel=r"$\partial f / \partial h$, root mean square",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "transfer",
+            "Metrics.width.transfer:Transfer",
+            "training losses over learning rates at every width, and how the best one moves",
+            "Yang et al. (2022), Tensor Programs V, arXiv 2203.03466",
+            title="Learning-rate transfer",
+            ylabel="training loss",
+            kind="transfer",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "alignment",
+            "Metrics.width.alignment:Alignment",
+            "alignment of updates with what they act on, against the width",
+            "Everett et al. (2024), arXiv 2407.05872",
+            title="Alignment of updates",
+            ylabel="alignment",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "contributions",
+            "Metrics.width.contributions:Contributions",
+            "what initial weights and training contribute to each layer, against the width",
+            _HAJJAR,
+            title="Contributions of initial weights and of training",
+            ylabel="mean absolute value",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "ranks",
+            "Metrics.width.contributions:Ranks",
+            "ranks of weights, updates and layers' outputs, and diversity of neurons, "
+            "against the width",
+            _HAJJAR,
+            title="Ranks",
+            ylabel="rank",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "init-distribution",
+            "Metrics.width.distribution:InitialDistribution",
+            "size and kurtosis of the outputs of random networks, against the width",
+            "Yaida (2020), Non-Gaussian processes, arXiv 1910.00019",
+            title="Outputs at initialisation",
+            ylabel="size, excess kurtosis",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
     ],
     aliases={f"{name}-momentum": name for name in ("scale", "rescale", "translation")},
 )
@@ -181,5 +298,35 @@ METRICS: Registry[MetricEntry] = Registry(
 DEFAULT_METRICS: tuple[str, ...] = tuple(entry.name for entry in METRICS if entry.default)
 """What is computed if the user names no metrics."""
 
-IF_NAMED: tuple[str, ...] = tuple(entry.name for entry in METRICS if not entry.default)
-"""What is computed only if the user names it."""
+IF_NAMED: tuple[str, ...] = tuple(
+    entry.name for entry in METRICS if entry.scope == "run" and not entry.default
+)
+"""What is computed of a run only if the user names it."""
+
+OF_RUNS: tuple[str, ...] = tuple(entry.name for entry in METRICS if entry.scope == "run")
+OF_EXPERIMENTS: tuple[str, ...] = tuple(name for name in METRICS.names if name not in OF_RUNS)
+"""What reads one run, and what reads all runs of an experiment."""
+
+
+def scope_of(names: Sequence[str], expid: str) -> Scope:
+    """What metrics that are asked for together read.
+
+    Args:
+        names: of the metrics.
+        expid: of the run, "" if none is named.
+
+    Raises:
+        UserError: some read runs and others experiments, or a run is named for those.
+    """
+    wide = [name for name in names if METRICS[name].scope == "experiment"]
+    single = [name for name in names if name not in wide]
+    if wide and single:
+        raise UserError(
+            f"--metrics {','.join(names)}: {', '.join(wide)} read a whole experiment and "
+            f"{', '.join(single)} single runs; give them to two commands"
+        )
+    if wide and expid:
+        raise UserError(
+            f"--expid {expid}: {', '.join(wide)} read all runs of the experiment; leave --expid out"
+        )
+    return "experiment" if wide else "run"

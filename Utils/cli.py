@@ -17,7 +17,7 @@ from pydantic import create_model
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from Utils.config import Config, validate
+from Utils.config import Config, flag_of, validate
 from Utils.errors import UserError
 from Utils.registry import unknown
 
@@ -71,7 +71,11 @@ def _flags(schema: type[Config], defaults: dict[str, Any]) -> type:
     for name, info in schema.model_fields.items():
         default = defaults.get(name, info.get_default(call_default_factory=True))
         hint = "(optional)" if default is None else None  # None: tyro's own, "(default: …)"
-        argument = tyro.conf.arg(help=info.description, help_behavior_hint=hint)
+        argument = tyro.conf.arg(
+            name=flag_of(name).removeprefix("--"),
+            help=info.description,
+            help_behavior_hint=hint,
+        )
         kind: Any = _type(info)
         annotated = Annotated[kind, *_as_text(info), argument]
         fields.append((name, annotated, dataclasses.field(default=default)))

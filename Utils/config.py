@@ -149,11 +149,16 @@ def validate(schema: type[C], values: dict[str, Any], source: str) -> C:
         raise UserError("; ".join(_explain(e) for e in error.errors()) + f" ({source})") from None
 
 
+def flag_of(field: str) -> str:
+    """The flag of a field; "assert_" is a field because "assert" is a word of Python."""
+    return "--" + field.removesuffix("_").replace("_", "-")
+
+
 def _explain(error: Any) -> str:
     message: str = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
-    flag = f"--{str(error['loc'][0]).replace('_', '-')}"
+    flag = flag_of(str(error["loc"][0]))
     seen = error["input"]
     typed = ",".join(map(str, seen)) if isinstance(seen, list | tuple) else seen
     return f"{flag} {typed}: {message[:1].lower()}{message[1:]}"

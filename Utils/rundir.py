@@ -11,6 +11,7 @@
         img/{metric}{suffix}.*    figures
         logs/                     metrics.jsonl, run.log, TensorBoard events, locks, and
                                   who of a sweep works on the run: attempt-{N}.json
+    <save-dir>/<experiment>/      cache/, img/, logs/ of metrics that read all runs; report.html
 """
 
 import re
@@ -42,6 +43,12 @@ _WRITES = {
     "plot": ("img/*.*",),
 }
 """What each stage writes, in the order in which others may have to read it."""
+
+_EXPERIMENT_WRITES = {
+    "cache": ("cache/*.h5", "cache/*.csv", "logs/cache.log"),
+    "plot": ("report*.html", "img/*.*"),
+}
+"""The same, of the stages that work on a whole experiment."""
 
 
 class Remote(Protocol):
@@ -242,13 +249,34 @@ class RunFolder(Folder):
 class ExperimentFolder(Folder):
     """The files of an experiment; ``path`` is ``<save-dir>/<experiment>``."""
 
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def cache(self, metric: str, suffix: str = "") -> Path:
+        return self.path / "cache" / f"{metric}{suffix}.h5"
+
+    def figure(self, metric: str, suffix: str, extension: str) -> Path:
+        return self.path / "img" / f"{metric}{suffix}.{extension}"
+
     def runs(self) -> list[Path]:
         """The folders of its runs, in the order of their names."""
         return [file.parent for file in self.files("*/hyperparameters.json")]
 
-    def lock(self, stage: str) -> AbstractContextManager[None]:
-        """Hold the experiment's own page, of which there is one writer in a bucket."""
-        return self.remote.hold(stage, ("report*.html",))
+    @contextmanager
+    def lock(self, stage: str) -> Iterator[None]:
+        """Hold what belongs to the experiment itself for one stage, as :meth:`RunFolder.lock`.
+
+        Args:
+            stage: "cache" or "plot".
+
+        Raises:
+            UserError: another process holds it; names its pid and host.
+        """
+        what = self.remote.shown(f"{self.path}: {stage}")
+        writes = _EXPERIMENT_WRITES[stage]
+        with file_lock(self.logs / f"{stage}.lock", what), self.remote.hold(stage, writes):
+            yield
 
 
 def _steps(files: list[Path], pattern: re.Pattern[str]) -> list[int]:

@@ -1,12 +1,14 @@
 """Tiny trained runs, each made once for all tests that read it."""
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.clouds import Cloud, Emulator, heed_preconditions
+from tests.experiments import FLAGS, SEEDS, WIDTHS, make
 from tests.runs import Runs, copy_run, extract_run, train_run
 from Utils.rundir import RunFolder
 
@@ -30,6 +32,19 @@ def own(trained: Runs, tmp_path: Path) -> Runs:
     """A copy, for the test alone, of the run with the given flags; a new one at each call."""
     numbers = itertools.count()
     return lambda flags: copy_run(trained(flags), tmp_path / "own" / f"run{next(numbers)}")
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs in standard parametrization with lr ∝ 1/n; for reading only."""
+    path = tmp_path_factory.mktemp("results") / "sp"
+    return make(path, f"{FLAGS} --no-bias", "8/n", WIDTHS, SEEDS)
+
+
+@pytest.fixture
+def grid(experiment: Path, tmp_path: Path) -> Path:
+    """A copy of the experiment, for the test alone."""
+    return Path(shutil.copytree(experiment, tmp_path / "sp"))
 
 
 @pytest.fixture(scope="session")

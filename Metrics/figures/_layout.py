@@ -71,6 +71,33 @@ def wide(header: float, margin: float) -> tuple[Figure, Cell]:
     return figure, Cell(main, below, panel)
 
 
+def charts(
+    count: int, header: float, columns: int, height: float, beside: float, left: float = _LEFT
+) -> tuple[Figure, list[Cell]]:
+    """A figure of ``count`` panels without theory below them, with room for words.
+
+    Args:
+        count: how many panels, at least 1.
+        header: room above the panels, in inches.
+        columns: side by side.
+        height: of a panel, in inches.
+        beside: room on the right of every panel.
+        left: room on the left of the first panel of a row.
+    """
+    width = COLUMN_WIDTH if columns == 1 and left == _LEFT and not beside else PAGE_WIDTH
+    if columns == 1 and beside:
+        width = COLUMN_WIDTH + beside
+    panel = (width - left - _RIGHT - (columns - 1) * _GAP) / columns - beside
+    row = _TITLE + height + _TICKS
+    figure = Figure(figsize=(width, header + -(-count // columns) * row + _X_LABEL))
+    cells = []
+    for i in range(count):
+        x = left + (i % columns) * (panel + beside + _GAP)
+        main = _axes(figure, x, header + (i // columns) * row + _TITLE, panel, height)
+        cells.append(Cell(main, None, panel, i % columns == 0, i + columns >= count))
+    return figure, cells
+
+
 def _panel(
     figure: Figure, left: float, top: float, width: float, lower: bool, scale: int = 1
 ) -> tuple[Axes, Axes | None]:

@@ -15,7 +15,7 @@ from Metrics import METRICS, CacheConfig, caching
 from Metrics.cache_file import Part
 from Metrics.features import StepFeatures
 from Metrics.metric import Metric
-from Metrics.registry import DEFAULT_METRICS
+from Metrics.registry import DEFAULT_METRICS, OF_RUNS
 from Metrics.summary import deviation, deviation_table
 from tests.runs import Runs, cache_run, copy_run, extract_run, run_code, train_run
 from Utils.cli import parse
@@ -28,7 +28,7 @@ BN = f"--model conv-bn --width 4 {SAVED}"
 LINEAR = f"--model fc --depth 3 --width 4 --nonlinearity identity {SAVED}"
 STEPS = [0, 5, 6, 10, 12]
 LAWS = "--metrics scale,rescale,translation"
-EVERY = f"--metrics {','.join(METRICS.names)} --examples 16 --eigenvalues 1"
+EVERY = f"--metrics {','.join(OF_RUNS)} --examples 16 --eigenvalues 1"
 
 
 def contents(run: RunFolder) -> dict[str, bytes]:
@@ -338,7 +338,7 @@ def test_caches_say_what_they_are(own: Runs) -> None:
     run = own(BN)
     cache_run(run, EVERY)
     hashes = set()
-    for entry in METRICS:
+    for entry in map(METRICS.__getitem__, OF_RUNS):
         with h5py.File(run.cache(entry.name)) as file:
             for name in ("title", "ylabel", "units", "kind", "citation"):
                 assert file.attrs[name] == getattr(entry, name)
@@ -352,7 +352,7 @@ def test_caches_say_what_they_are(own: Runs) -> None:
 # ---------------------------------------------------------------- other readers
 
 
-@pytest.mark.parametrize("metric", METRICS.names)
+@pytest.mark.parametrize("metric", OF_RUNS)
 def test_xarray_opens_every_group_with_named_dimensions(own: Runs, metric: str) -> None:
     run = own(LINEAR if metric == "balance" else BN)
     cache_run(run, f"{EVERY} --metrics {metric}")

@@ -1,0 +1,138 @@
+"""An experiment's cache as arrays: everything that the figures of exponents need.
+
+Shape letters: R runs, T steps.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from Metrics.figures._cache import Array
+from Utils.storage import datasets, open_hdf5
+
+ADVICE = "run cache.py for this experiment again, with --overwrite"
+
+_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
+
+
+@dataclass(frozen=True)
+class FittedExponent:
+    """A line of the cache's table; the columns are explained in docs/metrics/coordinates.md."""
+
+    group: str
+    quantity: str
+    layer: str
+    step: int
+    exponent: float
+    interval: float
+    predicted: Fraction | None
+    verdict: str
+
+    def label(self) -> str:
+        """ "fc1 −0.51 (−1/2)"."""
+        theory = "" if self.predicted is None else f" ({self.predicted})"
+        return f"{self.layer} {self.exponent:+.2f}{theory}".replace("-", "−").strip()
+
+
+@dataclass(frozen=True)
+class ExperimentCache:
+    """One metric of an experiment.
+
+    Attributes:
+        metric: its name.
+        kind: of :class:`Metrics.registry.MetricEntry`, which decides on the figure's form.
+        title: what the metric is, in a few words.
+        ylabel: label of the quantities, in mathtext.
+        widths: [R] of the runs.
+        seeds: [R].
+        groups: [R] their labels.
+        rates: [R] their --lr.
+        parametrizations: a, b and c of the roles, the family and the depth, by group.
+        steps: [T].
+        curves: [R, T] by quantity and layer; NaN where nothing was measured.
+        fits: the table of exponents.
+        features_hash: of the features it was made from.
+    """
+
+    metric: str
+    kind: str
+    title: str
+    ylabel: str
+    widths: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+    groups: NDArray[np.str_]
+    rates: Array
+    parametrizations: Mapping[str, Mapping[str, str]]
+    steps: NDArray[np.int64]
+    curves: Mapping[tuple[str, str], Array]
+    fits: tuple[FittedExponent, ...]
+    features_hash: str
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the groups, each once, in their order."""
+        return list(dict.fromkeys(self.groups.tolist()))
+
+    def newest(self, group: str, quantity: str) -> list[FittedExponent]:
+        """The exponents of a group's quantity, by layer, at the last step that has some."""
+        own = [f for f in self.fits if (f.group, f.quantity) == (group, quantity)]
+        last = max((f.step for f in own), default=-1)
+        return [f for f in own if f.step == last]
+
+
+def read_experiment(path: Path) -> ExperimentCache:
+    """Read a metric's cache; raises ``UserError`` if it is missing, damaged or incomplete."""
+    with open_hdf5(path, ADVICE) as h5:
+        curves = {}
+        for name, dataset in datasets(h5):
+            quantity, _, layer = name.partition("/")
+            if name not in _HEAD and quantity != "fits":
+                curves[quantity, layer] = dataset[()].astype(float)
+        texts = ("group", "quantity", "layer", "predicted", "verdict")
+        table = {column: h5["fits"][column][()] for column in h5["fits"]}
+        table |= {column: _texts(table[column]) for column in texts}
+        return ExperimentCache(
+            metric=str(h5.attrs["metric"]),
+            kind=str(h5.attrs["kind"]),
+            title=str(h5.attrs["title"]),
+            ylabel=str(h5.attrs["ylabel"]),
+            widths=h5["widths"][()],
+            seeds=h5["seeds"][()],
+            groups=_texts(h5["groups"][()]),
+            rates=h5["rates"][()],
+            parametrizations={
+                label: json.loads(text)
+                for label, text in zip(
+                    _texts(h5["groups"][()]).tolist(), h5["exponents"][()], strict=True
+                )
+            },
+            steps=h5["steps"][()],
+            curves=curves,
+            fits=tuple(_fit(table, line) for line in range(len(table["group"]))),
+            features_hash=str(h5.attrs["features_hash"]),
+        )
+
+
+def _texts(encoded: Any) -> Any:
+    return np.char.decode(encoded, "utf-8")
+
+
+def _fit(table: Mapping[str, NDArray[np.generic]], line: int) -> FittedExponent:
+    value = {column: values[line].item() for column, values in table.items()}
+    predicted = value["predicted"]
+    return FittedExponent(
+        group=value["group"],
+        quantity=value["quantity"],
+        layer=value["layer"],
+        step=value["step"],
+        exponent=value["exponent"],
+        interval=value["interval"],
+        predicted=Fraction(predicted) if predicted else None,
+        verdict=value["verdict"],
+    )

@@ -1,0 +1,152 @@
+"""Exponents: how a measured quantity grows with the width, beside what theory says.
+
+A quantity y ∝ n^e is a straight line of slope e over log n. The slope is fitted by least squares
+for every seed alone; the seeds' mean carries Student's 95 % interval, t_{0.975, S−1} s / √S. With
+one seed the interval is that of the regression, t_{0.975, W−2} times the slope's standard error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+Array = NDArray[np.float64]
+
+MARGIN = 0.1
+"""By how much a measured exponent may miss its prediction, besides its interval: finite widths
+and the constants beside powers of them."""
+
+PRE_ASYMPTOTIC = 0.15
+"""A fit whose slope over the last octave differs by more is not yet a power of the width."""
+
+Verdict = Literal["agrees", "contradicts", "pre-asymptotic", ""]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One quantity's exponent.
+
+    Attributes:
+        exponent: mean slope of the seeds.
+        interval: half of its 95 % interval; infinite where nothing is known of it.
+        last_octave: the same slope over widths from half of the largest on.
+        widths: how many there are.
+        seeds: how many there are.
+    """
+
+    exponent: float
+    interval: float
+    last_octave: float
+    widths: int
+    seeds: int
+
+    @property
+    def pre_asymptotic(self) -> bool:
+        """Whether the slope still changes with the width."""
+        return abs(self.exponent - self.last_octave) > PRE_ASYMPTOTIC
+
+    def verdict(self, predicted: Fraction | None, least: Fraction | None = None) -> Verdict:
+        """What the measurement says of a prediction.
+
+        A miss is no contradiction while the slope still changes towards the prediction, nor
+        where it lies between the exponents of the parts of a sum: the largest wins in the end,
+        at widths that their constants decide on.
+
+        Args:
+            predicted: the exponent that theory gives; ``None`` if it gives none.
+            least: the smallest exponent of the parts of a sum.
+        """
+        if predicted is None:
+            return ""
+        error = abs(self.exponent - float(predicted))
+        if error <= MARGIN + self.interval:
+            return "agrees"
+        margin = MARGIN + self.interval
+        if least is not None and float(least) - margin <= self.exponent <= float(predicted):
+            return "pre-asymptotic"
+        nearer = abs(self.last_octave - float(predicted)) < error
+        return "pre-asymptotic" if self.pre_asymptotic and nearer else "contradicts"
+
+
+def fit_exponent(
+    widths: Sequence[int], seeds: Sequence[int], values: Sequence[float]
+) -> Fit | None:
+    """The exponent of measurements [R], each of one width and seed.
+
+    What is zero or not finite is left out, and so is a seed of a single width.
+
+    Args:
+        widths: n.
+        seeds: which measurements belong to one line.
+        values: y, of either sign; its size counts.
+
+    Returns:
+        the fit; ``None`` if no seed has two widths.
+    """
+    size, width = np.abs(np.asarray(values, float)), np.asarray(widths, float)
+    known = np.isfinite(size) & (size > 0)
+    lines = []
+    for seed in dict.fromkeys(seeds):
+        of_seed = known & (np.asarray(seeds) == seed)
+        x, y = np.log(width[of_seed]), np.log(size[of_seed])
+        if len(np.unique(x)) > 1:
+            lines.append((x, y))
+    if not lines:
+        return None
+    slopes = np.array([_slope(x, y) for x, y in lines])
+    return Fit(
+        exponent=float(slopes.mean()),
+        interval=_t_interval(slopes) if len(lines) > 1 else _regression_interval(*lines[0]),
+        last_octave=float(np.mean([_last_octave(x, y) for x, y in lines])),
+        widths=len(np.unique(np.concatenate([x for x, _ in lines]))),
+        seeds=len(lines),
+    )
+
+
+def minimum(rates: Array, losses: Array) -> tuple[float, float]:
+    """Where a curve of losses over log rates is least, and the loss there; NaN at an end.
+
+    Args:
+        rates: ascending.
+        losses: infinite where training diverged.
+    """
+    k = int(np.argmin(losses))
+    if not 0 < k < len(rates) - 1 or not np.isfinite(losses[k]):
+        return float("nan"), float("nan")
+    x, y = np.log(rates[k - 1 : k + 2]), losses[k - 1 : k + 2]
+    if not np.isfinite(y).all():
+        return float(rates[k]), float(losses[k])
+    a, b, c = np.polyfit(x - x[1], y, 2)
+    if a <= 0:
+        return float(rates[k]), float(losses[k])
+    return float(rates[k] * np.exp(-b / (2 * a))), float(c - b * b / (4 * a))
+
+
+def _slope(x: Array, y: Array) -> float:
+    centred = x - x.mean()
+    return float(centred @ y / (centred @ centred))
+
+
+def _last_octave(x: Array, y: Array) -> float:
+    """The slope over x ≥ max − log 2, or over the two largest x where these are farther apart."""
+    widths = np.unique(x)
+    last = x >= min(widths[-2], widths[-1] - np.log(2)) - 1e-9
+    return _slope(x[last], y[last])
+
+
+def _t_interval(slopes: Array) -> float:
+    count = len(slopes)
+    return float(stdtrit(count - 1, 0.975) * slopes.std(ddof=1) / np.sqrt(count))
+
+
+def _regression_interval(x: Array, y: Array) -> float:
+    free = len(x) - 2
+    if free < 1:
+        return float("inf")
+    centred = x - x.mean()
+    residuals = y - y.mean() - _slope(x, y) * centred
+    return float(stdtrit(free, 0.975) * np.sqrt(residuals @ residuals / free / (centred @ centred)))

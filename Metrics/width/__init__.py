@@ -1,0 +1,1 @@
+"""Metrics of a whole experiment: what its runs measure, as powers of their width."""

@@ -1,0 +1,79 @@
+"""How large coordinates are, and which part of their change a layer's own weights make.
+
+    h_t − h_0 = ΔW x_t + W_0 (x_t − x_0) + Δb,    ΔW = W_t − W_0
+
+holds exactly: *own*, *propagated* and *bias* parts of the change of a layer's output h = W x + b.
+The own part of all steps together uses what the layer reads now, x_t.
+"""
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+
+from torch import Tensor
+
+from Metrics.width.metric import PerLayer, Quantity, Values, mean_size, rms
+from Metrics.width.network import Checkpoint
+from Metrics.width.theory import ChainTheory, largest, smallest
+
+_MEAN = "mean "
+"""Before the name of a quantity: of its mean absolute value instead of its root mean square."""
+
+_SIZES: Mapping[str, Callable[[Tensor], float]] = {"": rms, _MEAN: mean_size}
+
+
+class Coordinates(PerLayer):
+    """Sizes of what layers read and give, of their change since step 0 and of its parts."""
+
+    def measure(self, checkpoint: Checkpoint) -> Values:
+        values: dict[Quantity, float] = {}
+        for layer in checkpoint.layers:
+            for name, tensor in _parts(checkpoint, layer).items():
+                for prefix, size in _SIZES.items():
+                    values[Quantity(prefix + name, layer)] = size(tensor)
+        return values
+
+    def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        """A size goes as its largest part; rms and mean absolute value go alike."""
+        name, layer = quantity.name.removeprefix(_MEAN), quantity.layer
+        if name in {"preactivation", "activation"}:
+            below = int(name == "activation")
+            initial = theory.initial("preactivation", layer, below)
+            if step == 0 or initial is None:
+                return initial
+            change = theory.after("change", layer, step, below)
+            return None if change is None else largest(initial, change)
+        return theory.after(name, layer, step)
+
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        """Changes are sums over the layers below, and later sizes those of beginning and change."""
+        name, layer = quantity.name.removeprefix(_MEAN), quantity.layer
+        if step == 0 or name not in {"preactivation", "activation", "change", "propagated"}:
+            return None
+        if name == "propagated":
+            return theory.least_propagated(layer, step)
+        if name == "change":
+            return theory.least_change(layer, step)
+        at = layer if name == "preactivation" else theory.below(layer)
+        if at is None:
+            return None
+        return smallest(theory.initial("preactivation", at), theory.least_change(at, step))
+
+
+def _parts(checkpoint: Checkpoint, layer: str) -> dict[str, Tensor]:
+    """Those that are not zero by construction."""
+    now, start = checkpoint.now, checkpoint.start
+    parts = {"preactivation": now.outputs[layer]}
+    is_first = layer == next(iter(checkpoint.layers))
+    if not is_first:  # which reads data
+        parts["activation"] = now.inputs[layer]
+    if checkpoint.step == 0:
+        return parts
+    parts |= {
+        "change": now.outputs[layer] - start.outputs[layer],
+        "own": checkpoint.own(layer),
+    }
+    if not is_first:
+        parts["propagated"] = checkpoint.propagated(layer)
+    if (bias := checkpoint.bias(layer)) is not None:
+        parts["bias"] = bias
+    return parts

@@ -1,0 +1,64 @@
+"""The outputs of random networks against the Gaussian that they are at infinite width."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from Metrics.width.members import Member
+from Metrics.width.metric import Cells, Observation, PerLayer, Quantity, Values
+from Metrics.width.network import Checkpoint
+from Metrics.width.theory import ChainTheory
+
+SECOND, FOURTH = "second moment", "fourth moment"
+SIZE, KURTOSIS = "output size", "excess kurtosis"
+_EXAMPLES = 64
+
+
+class InitialDistribution(PerLayer):
+    """Moments of the outputs over outputs, by example of the probe batch, at step 0.
+
+    At infinite width the outputs for one input are independent Gaussians with the same
+    variance (Neal 1996; Lee et al. 2018, arXiv 1711.00165), so that over outputs and seeds
+    E f⁴ / (E f²)² = 3. At width n the last layer's sum of squares still fluctuates, and the
+    excess over 3 is Θ(1/n) (Yaida 2020, arXiv 1910.00019).
+    """
+
+    def measure(self, checkpoint: Checkpoint) -> Values:
+        if checkpoint.step:
+            return {}
+        f = checkpoint.start.logits.to(torch.float64)[:_EXAMPLES]
+        values: dict[Quantity, float] = {}
+        for i, example in enumerate(f):
+            values[Quantity(SECOND, f"example {i}")] = float(example.square().mean())
+            values[Quantity(FOURTH, f"example {i}")] = float(example.pow(4).mean())
+        return values
+
+    def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
+        """The size of every run's outputs, and a kurtosis of each width, over all its seeds."""
+        width = {member.name: member.width for member in members}
+        seed = {member.name: member.seed for member in members}
+        second: dict[str, list[float]] = {name: [] for name in width}
+        moments: dict[int, dict[str, dict[str, list[float]]]] = {}
+        for cell, value in cells.items():
+            name, example = cell.quantity
+            if cell.run in width and name in {SECOND, FOURTH}:
+                at = moments.setdefault(width[cell.run], {}).setdefault(example, {})
+                at.setdefault(name, []).append(value)
+                if name == SECOND:
+                    second[cell.run].append(value)
+        seen = [
+            Observation(width[run], seed[run], 0, Quantity(SIZE), float(np.sqrt(np.mean(values))))
+            for run, values in second.items()
+            if values
+        ]
+        for n, examples in moments.items():
+            ratios = [np.mean(m[FOURTH]) / np.mean(m[SECOND]) ** 2 for m in examples.values()]
+            seen.append(Observation(n, 0, 0, Quantity(KURTOSIS), float(np.mean(ratios)) - 3))
+        return seen
+
+    def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        if quantity.name == SIZE and theory.places:
+            return theory.initial("preactivation", list(theory.places)[-1])
+        return None

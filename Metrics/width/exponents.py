@@ -1,0 +1,152 @@
+"""Measured exponents beside predicted ones: the table of a width metric."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from Metrics.fits import Fit, Verdict, fit_exponent
+from Metrics.width.metric import Observation, Quantity, WidthMetric
+from Metrics.width.theory import ChainTheory
+from Utils.storage import write_atomically
+
+COLUMNS = (
+    *("group", "quantity", "layer", "step", "widths", "seeds", "exponent", "interval"),
+    *("last_octave", "pre_asymptotic", "predicted", "verdict"),
+)
+"""Of the table, in csv files and caches."""
+
+_MARKS: Mapping[Verdict, str] = {"contradicts": "!", "pre-asymptotic": "~", "agrees": "", "": ""}
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """A line of the table.
+
+    Attributes:
+        group: the runs' label.
+        quantity: what was measured.
+        step: updates done.
+        fit: its exponent.
+        predicted: the exponent that theory gives, if any.
+        least: the smallest exponent of the parts, of a sum.
+    """
+
+    group: str
+    quantity: Quantity
+    step: int
+    fit: Fit
+    predicted: Fraction | None
+    least: Fraction | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.fit.verdict(self.predicted, self.least)
+
+    def row(self) -> dict[str, Any]:
+        """The values of :data:`COLUMNS`."""
+        fit = self.fit
+        return {
+            "group": self.group,
+            "quantity": self.quantity.name,
+            "layer": self.quantity.layer,
+            "step": self.step,
+            "widths": fit.widths,
+            "seeds": fit.seeds,
+            "exponent": fit.exponent,
+            "interval": fit.interval,
+            "last_octave": fit.last_octave,
+            "pre_asymptotic": fit.pre_asymptotic,
+            "predicted": "" if self.predicted is None else str(self.predicted),
+            "verdict": self.verdict,
+        }
+
+    def cell(self) -> str:
+        """ "-0.51±.04 (-1/2)" and a mark."""
+        interval = f"±{self.fit.interval:.2f}" if isfinite(self.fit.interval) else "±?"
+        theory = "" if self.predicted is None else f" ({self.predicted})"
+        return f"{self.fit.exponent:+.2f}{interval}{theory}{_MARKS[self.verdict]}"
+
+
+def exponents_of(
+    metric: WidthMetric, group: str, observations: Sequence[Observation], theory: ChainTheory
+) -> list[Exponent]:
+    """The exponents of a group, by quantity, layer and step.
+
+    Args:
+        metric: which predicts.
+        group: the runs' label.
+        observations: of the group's runs.
+        theory: of the group.
+    """
+    found: dict[tuple[Quantity, int], list[Observation]] = {}
+    for seen in observations:
+        found.setdefault((seen.quantity, seen.step), []).append(seen)
+    table = []
+    for (quantity, step), points in sorted(found.items(), key=_in_order(list(found))):
+        points.sort(key=lambda p: (p.seed, p.width))
+        fit = fit_exponent(
+            [p.width for p in points], [p.seed for p in points], [p.value for p in points]
+        )
+        if fit is not None:
+            predicted = metric.predicted(quantity, step, theory)
+            least = metric.least(quantity, step, theory)
+            table.append(Exponent(group, quantity, step, fit, predicted, least))
+    return table
+
+
+def _in_order(
+    found: list[tuple[Quantity, int]],
+) -> Callable[[tuple[tuple[Quantity, int], Any]], tuple[int, int, int]]:
+    """A key that sorts by quantity and layer as they are first met, then by step."""
+    names = list(dict.fromkeys(quantity.name for quantity, _ in found))
+    layers = list(dict.fromkeys(quantity.layer for quantity, _ in found))
+    return lambda item: (
+        names.index(item[0][0].name),
+        layers.index(item[0][0].layer),
+        item[0][1],
+    )
+
+
+def write_csv(path: Path, exponents: Sequence[Exponent]) -> None:
+    """Save the table, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(exponent.row() for exponent in exponents)
+    write_atomically(path, lambda file: file.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def table_text(exponents: Sequence[Exponent]) -> list[str]:
+    """Lines for the terminal: one per quantity and step, a column per layer.
+
+    Of more than three steps the first, the next and the last one are shown.
+    """
+    layers = list(dict.fromkeys(e.quantity.layer for e in exponents))
+    cells = {(e.quantity.name, e.step, e.quantity.layer): e.cell() for e in exponents}
+    steps = sorted({e.step for e in exponents})
+    shown = steps if len(steps) <= 3 else [*steps[:2], steps[-1]]
+    rows = [["quantity", "step", *layers]]
+    for name in dict.fromkeys(e.quantity.name for e in exponents):
+        for step in shown:
+            line = [cells.get((name, step, layer), "") for layer in layers]
+            if any(line):
+                rows.append([name, str(step), *line])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def summary(exponents: Sequence[Exponent]) -> str:
+    """How many exponents agree with theory."""
+    verdicts = [e.verdict for e in exponents]
+    compared = sum(v != "" for v in verdicts)
+    text = f"{verdicts.count('agrees')} of {compared} exponents agree with theory"
+    if waiting := verdicts.count("pre-asymptotic"):
+        text += f", {waiting} not yet (~)"
+    if wrong := verdicts.count("contradicts"):
+        text += f", {wrong} contradict it (!)"
+    return text

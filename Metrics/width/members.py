@@ -1,0 +1,155 @@
+"""The runs of an experiment by what tells them apart: width, seed, and everything else."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import log
+from typing import Any
+
+from Training.config import TrainConfig
+from Training.folder import WITHOUT_EFFECT
+from Utils.errors import UserError
+from Utils.rundir import RunFolder
+
+_NAMES = {"width", "seed", "experiment", "expid", "save_dir", "provenance", "task", "overwrite"}
+_NO_AXIS = _NAMES | WITHOUT_EFFECT | {"save_at", "save_freq", "save_buffers", "observe_freq"}
+"""Flags that tell no two trainings of an experiment apart, or that are not an axis of their own."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of an experiment.
+
+    Attributes:
+        run: its folder.
+        hyperparameters: its own.
+        steps: that have features, ascending; the first is 0.
+    """
+
+    run: RunFolder
+    hyperparameters: Mapping[str, Any]
+    steps: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    @property
+    def width(self) -> int:
+        return int(self.hyperparameters["width"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.hyperparameters["seed"])
+
+    def flag(self, name: str) -> Any:
+        """What the run was trained with; the default for a flag that it does not know."""
+        fields = TrainConfig.model_fields
+        default = fields[name].default if name in fields else None
+        return self.hyperparameters.get(name, default)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in width and seed alone, and in what follows from the width.
+
+    Attributes:
+        label: what tells the group from the others, as in "lr=0.1 param=mup"; "all" if nothing.
+        members: at least one.
+        lr_exponent: e, where the runs' --lr goes as n^e; ``None`` where it is no power of n.
+    """
+
+    label: str
+    members: tuple[Member, ...]
+    lr_exponent: Fraction | None
+
+
+def read_members(runs: Sequence[RunFolder]) -> tuple[list[Member], dict[str, str]]:
+    """The runs that can be measured, and why the others cannot, by their names."""
+    members, skipped = [], {}
+    for run in runs:
+        try:
+            hyperparameters = run.read_hyperparameters()
+            steps = run.feature_steps()
+        except UserError as error:
+            skipped[run.path.name] = str(error)
+            continue
+        if hyperparameters.get("width") is None:
+            skipped[run.path.name] = "it has no --width"
+        elif not steps:
+            skipped[run.path.name] = "it has no features; run extract.py for it"
+        elif steps[0] != 0:
+            skipped[run.path.name] = "it lacks the features of step 0; run extract.py for it"
+        else:
+            members.append(Member(run, hyperparameters, tuple(steps)))
+    return members, skipped
+
+
+def grouped(members: Sequence[Member], within: Collection[str] = ()) -> list[Group]:
+    """The members by everything but width and seed.
+
+    A flag is an axis if it varies among runs of one width, or is no function of the width.
+
+    Args:
+        members: of an experiment.
+        within: flags that do not tell groups apart either.
+    """
+    axes = [name for name in _varying(members) if name not in within and _is_axis(name, members)]
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        told = (f"{name}={_short(member.flag(name))}" for name in axes)
+        groups.setdefault(" ".join(told) or "all", []).append(member)
+    return [Group(label, tuple(g), _lr_exponent(g)) for label, g in sorted(groups.items())]
+
+
+def _varying(members: Sequence[Member]) -> list[str]:
+    names = sorted({name for m in members for name in m.hyperparameters} - _NO_AXIS)
+    return [n for n in names if len({_text(m.flag(n)) for m in members}) > 1]
+
+
+def _is_axis(name: str, members: Sequence[Member]) -> bool:
+    """Not if each width has one value of its own: then it follows from the width."""
+    values: dict[int, set[str]] = {}
+    for member in members:
+        values.setdefault(member.width, set()).add(_text(member.flag(name)))
+    return len(values) == 1 or any(len(found) > 1 for found in values.values())
+
+
+def _lr_exponent(members: Sequence[Member]) -> Fraction | None:
+    """The power of the width by which --lr goes, exactly; 0 where some rate is every width's."""
+    sets: dict[int, set[float]] = {}
+    for member in members:
+        sets.setdefault(member.width, set()).add(float(member.flag("lr") or 0))
+    if set.intersection(*sets.values()):
+        return Fraction(0)
+    rates = {n: sorted(found) for n, found in sorted(sets.items())}
+    (first, start), *_, (last, end) = rates.items()
+    power = Fraction(log(end[0] / start[0]) / log(last / first)).limit_denominator(12)
+    expected = {n: [rate * (n / first) ** float(power) for rate in start] for n in rates}
+    alike = (len(rates[n]) == len(start) for n in rates)
+    close = (
+        abs(r / e - 1) < 1e-3 for n in rates for r, e in zip(rates[n], expected[n], strict=False)
+    )
+    return power if all(alike) and all(close) else None
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _short(value: Any) -> str:
+    """A value in a label; exponents of --abc are told by letters of their hash."""
+    text = value if isinstance(value, str) else f"{value:g}" if _is_number(value) else _text(value)
+    return text if len(text) <= 24 else hash_of(text)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def hash_of(text: str) -> str:
+    """Six letters that tell texts apart."""
+    from hashlib import sha256
+
+    return sha256(text.encode()).hexdigest()[:6]

@@ -1,0 +1,121 @@
+"""What every metric of an experiment is: numbers of each run, which become exponents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from Metrics.width.members import Member
+from Metrics.width.network import Checkpoint
+from Metrics.width.theory import ChainTheory
+
+
+class Quantity(NamedTuple):
+    """What a number is of.
+
+    Attributes:
+        name: of the quantity, as in "own".
+        layer: of the network; "" if it is of the whole.
+    """
+
+    name: str
+    layer: str = ""
+
+
+Values = Mapping[Quantity, float]
+
+
+FAN_IN, FAN_OUT = "fan in", "fan out"
+"""Quantities of layers that tell their roles; no exponents are fitted to them."""
+
+
+class Cell(NamedTuple):
+    """Where a number was measured.
+
+    Attributes:
+        run: the member's name.
+        step: updates done.
+        quantity: what was measured.
+    """
+
+    run: str
+    step: int
+    quantity: Quantity
+
+
+Cells = dict[Cell, float]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A number that takes part in the fit of an exponent.
+
+    Attributes:
+        width: n.
+        seed: of the run.
+        step: updates done.
+        quantity: what was measured.
+        value: NaN where it is not known.
+    """
+
+    width: int
+    seed: int
+    step: int
+    quantity: Quantity
+    value: float
+
+
+class WidthMetric(Protocol):
+    """A metric that reads all runs of an experiment."""
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        """Flags that do not tell groups of runs apart: the metric's own axes."""
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether it needs the network, and not only numbers saved with checkpoints."""
+
+    def measure(self, checkpoint: Checkpoint) -> Values:
+        """The numbers of one run at one step."""
+
+    def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
+        """What exponents are fitted to, of a group of runs."""
+
+    def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        """The exponent that theory gives; ``None`` if it gives none."""
+
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        """The smallest exponent of the parts of a sum; ``None`` if it is no sum."""
+
+
+class PerLayer:
+    """Base of metrics that fit what they measure in every run and layer."""
+
+    within: tuple[str, ...] = ()
+    reads_layers = True
+
+    def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
+        of_name = {member.name: member for member in members}
+        return [
+            Observation(m.width, m.seed, cell.step, cell.quantity, value)
+            for cell, value in cells.items()
+            if (m := of_name.get(cell.run)) is not None
+            and cell.quantity.name not in (FAN_IN, FAN_OUT)
+        ]
+
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        return None
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square of all entries, in float64."""
+    return float(x.to(torch.float64).square().mean().sqrt())
+
+
+def mean_size(x: Tensor) -> float:
+    """Mean absolute value of all entries, in float64."""
+    return float(x.to(torch.float64).abs().mean())

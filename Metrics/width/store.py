@@ -1,0 +1,153 @@
+"""One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
+
+R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``,
+``exponents`` [R], the last one a, b and c as JSON; ``steps`` [T];
+``sources`` [R, T], which checkpoints, empty where a run has none; ``<quantity>/<layer>`` [R, T],
+NaN where nothing was measured; ``fits/<column>`` [F], the table of exponents, by ``fits/line``.
+Dimension scales name the axes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from Metrics.registry import MetricEntry
+from Metrics.width.exponents import COLUMNS, Exponent
+from Metrics.width.members import Group
+from Metrics.width.metric import Cell, Cells, Quantity
+from Utils.storage import datasets, open_hdf5, write_hdf5
+
+AGAIN = "run cache.py for this experiment again, with --overwrite"
+
+WHOLE = "network"
+"""What stands for the layer where a quantity is the whole network's."""
+
+_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
+
+
+class Measurements:
+    """The numbers of all runs, as far as they are known.
+
+    Args:
+        path: of the cache; what it holds already is read.
+        overwrite: begin anew.
+
+    Attributes:
+        cells: every number.
+        sources: which checkpoint the numbers of a run's step came from.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, overwrite: bool):
+        self.cells: Cells = {}
+        self.sources: dict[tuple[str, int], str] = {}
+        if path.exists() and not overwrite:
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        with open_hdf5(path, AGAIN) as file:
+            runs = np.char.decode(file["runs"][()], "utf-8").tolist()
+            steps = file["steps"][()].tolist()
+            sources = np.char.decode(file["sources"][()], "utf-8")
+            curves = {
+                name: dataset[()]
+                for name, dataset in datasets(file)
+                if name not in _HEAD and not name.startswith("fits/")
+            }
+        for r, run in enumerate(runs):
+            for t, step in enumerate(steps):
+                if sources[r, t]:
+                    self.sources[run, step] = sources[r, t]
+        for name, values in curves.items():
+            quantity, _, layer = name.partition("/")
+            what = Quantity(quantity, "" if layer == WHOLE else layer)
+            for r, t in np.argwhere(np.isfinite(values)).tolist():
+                self.cells[Cell(runs[r], steps[t], what)] = float(values[r, t])
+
+    def keep(self, known: Mapping[tuple[str, int], str]) -> None:
+        """Forget what came from other checkpoints than these."""
+        self.sources = {k: s for k, s in self.sources.items() if known.get(k) == s}
+        self.cells = {c: v for c, v in self.cells.items() if (c.run, c.step) in self.sources}
+
+    def add(self, run: str, step: int, source: str, values: Mapping[Quantity, float]) -> None:
+        """Note the numbers of a run's step."""
+        self.sources[run, step] = source
+        self.cells |= {Cell(run, step, quantity): value for quantity, value in values.items()}
+
+
+def write(
+    path: Path,
+    entry: MetricEntry,
+    measured: Measurements,
+    groups: Sequence[Group],
+    exponents: Sequence[Exponent],
+    parametrizations: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Save a cache, atomically.
+
+    Args:
+        path: the file.
+        entry: the metric.
+        measured: all numbers.
+        groups: of runs.
+        exponents: the table.
+        parametrizations: by group, :meth:`Metrics.width.theory.ChainTheory.coordinates`.
+    """
+    members = [(group.label, member) for group in groups for member in group.members]
+    rows = {member.name: r for r, (_, member) in enumerate(members)}
+    steps = sorted({step for _, step in measured.sources})
+    columns = {step: t for t, step in enumerate(steps)}
+    sources = np.full((len(rows), len(steps)), "", dtype=object)
+    for (run, step), source in measured.sources.items():
+        sources[rows[run], columns[step]] = source
+    curves: dict[str, Any] = {}
+    for cell, value in measured.cells.items():
+        name = f"{cell.quantity.name}/{cell.quantity.layer or WHOLE}"
+        curve = curves.setdefault(name, np.full((len(rows), len(steps)), np.nan))
+        curve[rows[cell.run], columns[cell.step]] = value
+    head = {
+        "runs": _texts([member.name for _, member in members]),
+        "widths": np.array([member.width for _, member in members], np.int64),
+        "seeds": np.array([member.seed for _, member in members], np.int64),
+        "groups": _texts([label for label, _ in members]),
+        "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
+        "exponents": _texts([json.dumps(parametrizations[label]) for label, _ in members]),
+        "steps": np.array(steps, np.int64),
+        "sources": _texts(sources),
+    }
+    rows_of_table = [exponent.row() for exponent in exponents]
+    table = {f"fits/{name}": _column([row[name] for row in rows_of_table]) for name in COLUMNS}
+    scales: dict[str, tuple[str, ...]] = dict.fromkeys((*curves, "sources"), ("runs", "steps"))
+    scales |= dict.fromkeys(("widths", "seeds", "groups", "rates", "exponents"), ("runs",))
+    scales |= dict.fromkeys(table, ("fits/line",))
+    table["fits/line"] = np.arange(len(exponents))
+    write_hdf5(path, head | curves | table, _attributes(entry, measured), scales)
+
+
+def _column(values: list[Any]) -> Any:
+    return _texts(values) if not values or isinstance(values[0], str) else np.array(values)
+
+
+def _texts(values: Any) -> Any:
+    return np.char.encode(np.array(values, dtype=str), "utf-8")
+
+
+def _attributes(entry: MetricEntry, measured: Measurements) -> dict[str, str]:
+    told = "\n".join(f"{run} {step} {s}" for (run, step), s in sorted(measured.sources.items()))
+    return {
+        "metric": entry.name,
+        "title": entry.title,
+        "ylabel": entry.ylabel,
+        "units": entry.units,
+        "kind": entry.kind,
+        "citation": entry.citation,
+        "features_hash": hashlib.sha256(told.encode()).hexdigest(),
+        "versions": json.dumps({n: metadata.version(n) for n in ("torch", "numpy", "h5py")}),
+    }

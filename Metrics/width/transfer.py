@@ -1,0 +1,79 @@
+"""How the best learning rate and the loss depend on the width.
+
+Runs that differ in --lr besides width and seed are one group. For each width and seed, the best
+learning rate is where the last training loss is least, between the points of the sweep: at the
+vertex of the parabola through the least loss and its two neighbours over log lr, where these
+exist. If the best one of a sweep is at its end, it is not known.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from Metrics.fits import minimum
+from Metrics.width.members import Member
+from Metrics.width.metric import Cell, Cells, Observation, Quantity, Values
+from Metrics.width.network import Checkpoint
+from Metrics.width.theory import ChainTheory
+
+BEST = "best lr"
+LEAST = "least loss"
+AT = "loss at lr "
+"""Before a learning rate: the last loss there, whose exponent is 0 where curves collapse."""
+
+LOSS = Quantity("train loss")
+
+
+class Transfer:
+    """The training loss of each run at the checkpoints that were evaluated."""
+
+    within: tuple[str, ...] = ("lr",)
+    reads_layers = False
+
+    def measure(self, checkpoint: Checkpoint) -> Values:
+        return {LOSS: checkpoint.metric("train_loss")}
+
+    def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
+        """The best learning rate and loss of each width and seed, and losses at fixed rates."""
+        step, losses = last_losses(members, cells)
+        seen = []
+        for (width, seed), curve in losses.items():
+            rates = np.array(sorted(curve))
+            values = np.array([curve[rate] for rate in rates])
+            best, least = minimum(rates, values)
+            seen.append(Observation(width, seed, step, Quantity(BEST), best))
+            seen.append(Observation(width, seed, step, Quantity(LEAST), least))
+            seen += [
+                Observation(width, seed, step, Quantity(f"{AT}{rate:g}"), loss)
+                for rate, loss in zip(rates, values, strict=True)
+            ]
+        return seen
+
+    def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        """With muP's exponents the best learning rate does not move; others promise nothing."""
+        if quantity.name != BEST or theory.theory is None or not theory.maximal:
+            return None
+        return Fraction(0)
+
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        return None
+
+
+Losses = dict[tuple[int, int], dict[float, float]]
+
+
+def last_losses(members: Sequence[Member], cells: Cells) -> tuple[int, Losses]:
+    """The losses by learning rate at the last step that any run has, by width and seed.
+
+    Runs that have not come so far are left out; a loss that is not finite counts as infinite.
+    """
+    steps = [c.step for c in cells if c.run in {m.name for m in members}]
+    last = max((member.steps[-1] for member in members), default=max(steps, default=0))
+    losses: Losses = {}
+    for member in members:
+        if member.steps[-1] == last:
+            loss = cells.get(Cell(member.name, last, LOSS), float("nan"))
+            curve = losses.setdefault((member.width, member.seed), {})
+            curve[float(member.flag("lr"))] = loss if np.isfinite(loss) else float("inf")
+    return last, losses
