@@ -7,12 +7,9 @@ dense record: ``steps`` [T], ``time`` [T], ``sources`` [T] (which checkpoints), 
 units are counted by ``<layer> unit`` [U].
 """
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +145,9 @@ class CacheFile:
         sources = [self._sources[step] for step in steps]
         head = {"steps": np.array(steps, np.int64), "sources": np.array(sources, "S")}
         scales["sources"] = ("steps",)
-        write_hdf5(self.path, head | arrays | units, self._attributes(sources), scales, reasons)
+        attributes = self._entry.attributes(sources)
+        attributes["settings"] = json.dumps(dict(self._metric.settings))
+        write_hdf5(self.path, head | arrays | units, attributes, scales, reasons)
         self._changed = False
         return True
 
@@ -162,25 +161,6 @@ class CacheFile:
             for path, array in arrays.items()
         }
         return curves | dict(self._derived({"steps": np.array(sorted(self._sources)), **curves}))
-
-    def _attributes(self, sources: Sequence[str]) -> dict[str, str]:
-        entry = self._entry
-        return {
-            "metric": entry.name,
-            "title": entry.title,
-            "ylabel": entry.ylabel,
-            "units": entry.units,
-            "kind": entry.kind,
-            "citation": entry.citation,
-            "settings": json.dumps(dict(self._metric.settings)),
-            "features_hash": hashlib.sha256("\n".join(sources).encode()).hexdigest(),
-            "versions": _versions(),
-        }
-
-
-@cache
-def _versions() -> str:
-    return json.dumps({name: metadata.version(name) for name in ("torch", "numpy", "h5py")})
 
 
 def _scales(path: str, axes: int) -> tuple[str, ...]:

@@ -1,7 +1,11 @@
 """The metrics that exist, by the names that the user types."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from typing import Literal
 
 from Utils.errors import UserError
@@ -63,6 +67,28 @@ class MetricEntry(Entry):
     default: bool = True
     needs: tuple[str, ...] = ()
     scope: Scope = "run"
+
+    def attributes(self, sources: Iterable[str]) -> dict[str, str]:
+        """What a cache says of itself.
+
+        Args:
+            sources: what identifies the features it was made from.
+        """
+        return {
+            "metric": self.name,
+            "title": self.title,
+            "ylabel": self.ylabel,
+            "units": self.units,
+            "kind": self.kind,
+            "citation": self.citation,
+            "features_hash": hashlib.sha256("\n".join(sources).encode()).hexdigest(),
+            "versions": _versions(),
+        }
+
+
+@cache
+def _versions() -> str:
+    return json.dumps({name: metadata.version(name) for name in ("torch", "numpy", "h5py")})
 
 
 _HAJJAR = "Hajjar, Chizat and Giraud (2021), arXiv 2110.15596"

@@ -12,13 +12,13 @@ from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
-import yaml
 from pydantic import create_model
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
 from Utils.config import Config, flag_of, validate
 from Utils.errors import UserError
+from Utils.mappings import read_mapping
 from Utils.registry import unknown
 
 C = TypeVar("C", bound=Config)
@@ -139,17 +139,8 @@ def read_config_file(schema: type[Config], path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read, is no mapping, or has unknown keys or bad values.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"--config {path}: expected 'flag: value' lines, found {type(content).__name__}"
-        )
-    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    content = read_mapping(path, f"--config {path}", "flag: value")
+    values = {key.replace("-", "_"): value for key, value in content.items()}
     for key in values:
         if key not in schema.model_fields:
             raise UserError(f"--config {path}: {unknown('key', key, schema.model_fields)}")

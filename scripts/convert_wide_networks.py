@@ -25,6 +25,7 @@ from Training import TrainConfig
 from Utils.cli import parse
 from Utils.config import Config, validate
 from Utils.errors import UserError, run_stage
+from Utils.mappings import read_mapping
 from Utils.storage import write_atomically
 
 _PARAMS = {
@@ -172,12 +173,7 @@ def main() -> None:
     config = parse(ConvertConfig, arguments)
     if not config.file:
         raise UserError("which file? python scripts/convert_wide_networks.py CONFIG.yaml")
-    try:
-        theirs = yaml.safe_load(Path(config.file).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{config.file}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(theirs, dict):
-        raise UserError(f"{config.file}: no configuration of wide-networks")
+    theirs = read_mapping(Path(config.file), config.file, "architecture: …")
     flags, remarks = convert(theirs, config.job, config.dataset)
     head = "".join(f"# {remark}\n" for remark in remarks)
     text = f"# from {Path(config.file).name} of wide-networks\n{head}{yaml.safe_dump(flags)}"

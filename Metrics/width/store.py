@@ -7,10 +7,8 @@ NaN where nothing was measured; ``fits/<column>`` [F], the table of exponents, b
 Dimension scales name the axes.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +126,8 @@ def write(
     scales |= dict.fromkeys(("widths", "seeds", "groups", "rates", "exponents"), ("runs",))
     scales |= dict.fromkeys(table, ("fits/line",))
     table["fits/line"] = np.arange(len(exponents))
-    write_hdf5(path, head | curves | table, _attributes(entry, measured), scales)
+    told = (f"{run} {step} {source}" for (run, step), source in sorted(measured.sources.items()))
+    write_hdf5(path, head | curves | table, entry.attributes(told), scales)
 
 
 def _column(values: list[Any]) -> Any:
@@ -137,17 +136,3 @@ def _column(values: list[Any]) -> Any:
 
 def _texts(values: Any) -> Any:
     return np.char.encode(np.array(values, dtype=str), "utf-8")
-
-
-def _attributes(entry: MetricEntry, measured: Measurements) -> dict[str, str]:
-    told = "\n".join(f"{run} {step} {s}" for (run, step), s in sorted(measured.sources.items()))
-    return {
-        "metric": entry.name,
-        "title": entry.title,
-        "ylabel": entry.ylabel,
-        "units": entry.units,
-        "kind": entry.kind,
-        "citation": entry.citation,
-        "features_hash": hashlib.sha256(told.encode()).hexdigest(),
-        "versions": json.dumps({n: metadata.version(n) for n in ("torch", "numpy", "h5py")}),
-    }

@@ -24,10 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from Models.parametrization.exponents import ABC, Decay, Exponents, Role, fraction
 from Utils.errors import UserError
+from Utils.mappings import parse_mapping, read_mapping
 from Utils.registry import unknown
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -48,17 +47,11 @@ def read_inline(flag: str, value: str) -> str:
     Raises:
         UserError: it cannot be read, or is no mapping.
     """
-    is_text = value.lstrip().startswith("{")
-    try:
-        text = value if is_text else Path(value).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {value}: cannot be read ({error})") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{flag} {value}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{flag} {value}: expected 'name: …' lines, found {type(content).__name__}")
+    where, lines = f"{flag} {value}", "name: …"
+    if value.lstrip().startswith("{"):
+        content = parse_mapping(value, where, lines)
+    else:
+        content = read_mapping(Path(value).expanduser(), where, lines)
     try:
         return json.dumps(content)
     except TypeError as error:

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scripts.sweeps.manifest import Grid, check_names
 from Training.config import TrainConfig
 from Utils.config import Config
 from Utils.errors import UserError
+from Utils.mappings import read_mapping
 
 
 def read_arguments(schema: type[Config], argv: Sequence[str]) -> tuple[list[str], Grid]:
@@ -53,17 +52,8 @@ def read_arguments(schema: type[Config], argv: Sequence[str]) -> tuple[list[str]
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {file}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {file}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"--config {file}: expected 'flag: values' lines, found {type(content).__name__}"
-        )
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
+    content = read_mapping(file, f"--config {file}", "flag: values")
+    return {name.replace("-", "_"): value for name, value in content.items()}
 
 
 def _as_list(value: Any) -> list[Any]:

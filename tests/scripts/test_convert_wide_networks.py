@@ -64,7 +64,7 @@ def test_the_job_tells_the_parametrization(tmp_path: Path, job: str, param: str)
         ("{lr: 0.01}", "{lr: 0.01, nesterov: true}", "optimizer.params.nesterov: not converted"),
         ("activation:", "activations:", "activations: not a key of wide-networks'"),
         ('"relu"', '"swoosh"', "unknown nonlinearity 'swoosh'"),
-        ("name:\n", "{", "cannot be read"),
+        ("name:\n", "{", "not YAML"),
     ],
 )
 def test_mistakes(tmp_path: Path, old: str, new: str, message: str) -> None:
