@@ -7,6 +7,7 @@ only what pooling makes of it is kept.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -52,12 +53,23 @@ class Examples:
     """One side of a tile.
 
     Attributes:
-        features: inputs over the root of their number, [C, *sizes, n].
+        inputs: [C, *sizes, n]; a view.
         variances: of every value, [*sizes, n]; those of values that need more are missing.
     """
 
-    features: Tensor
+    inputs: Tensor
     variances: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Tensor:
+        """Inputs over the root of their number C."""
+        return self.inputs / len(self.inputs) ** 0.5
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """Inputs over their norm at each position."""
+        norm = self.inputs.square().sum(0).sqrt()
+        return self.inputs / torch.where(norm == 0, 1, norm)
 
     @classmethod
     def of(cls, program: Program, inputs: Tensor) -> "Examples":
@@ -71,8 +83,7 @@ class Examples:
             x = inputs.flatten(1).T
         else:
             x = inputs.movedim(0, -1).movedim(program.channel_axis, 0)
-        examples = cls(x / x.shape[0] ** 0.5)
-        examples.variances[INPUT] = examples.features.square().sum(0)
+        examples = cls(x, {INPUT: x.square().mean(0)})
         for k, step in enumerate(program.steps, start=1):
             known = [examples.variances.get(i) for i in step.inputs]
             maps = [q for q in known if q is not None]
@@ -86,9 +97,9 @@ class Examples:
     def _complete(self, program: Program) -> None:
         """Variances after mixing, from each example's kernel with itself."""
         found: list[dict[int, Tensor]] = []
-        for n in range(self.features.shape[-1]):
+        for n in range(self.inputs.shape[-1]):
             known = {k: q[..., n : n + 1] for k, q in self.variances.items()}
-            alone = Examples(self.features[..., n : n + 1], known)
+            alone = Examples(self.inputs[..., n : n + 1], known)
             same = torch.ones(1, 1, dtype=torch.bool)
             Tile(program, alone, alone, tangent=False, same=same).run(own=True)
             found.append(alone.variances)
@@ -117,10 +128,7 @@ class Tile:
     ):
         self.program, self.one, self.other = program, one, other
         self.tangent, self.mode = tangent, mode_of(program)
-        self.same = None if same is None else same.to(one.features.device)
-        norms = [side.variances[INPUT].sqrt() for side in (one, other)]
-        sides = zip((one, other), norms, strict=True)
-        self._unit = [x.features / torch.where(norm == 0, 1, norm) for x, norm in sides]
+        self.same = None if same is None else same.to(one.inputs.device)
 
     def run(self, own: bool = False, cosines: Tensor | None = None) -> State:
         """The state of the output, as covariances: q and t, [n, m].
@@ -200,8 +208,8 @@ class Tile:
             if cosines is not None:
                 return State(self._sides(INPUT).scaled(cosines, layout))
             return State(layout.products(self.one.features, self.other.features))
-        one, other = self._unit
-        u = layout.deficit(one, other, cosines=cosines).clamp_(0, 2)
+        one, other = self.one.unit, self.other.unit
+        u = layout.deficit(one, other, cosines=cosines, same=self.same).clamp_(0, 2)
         if u.numel() == 0 or float(u.max()) < 2 - _ANTIPODES:
             return State(None, Angle(u, None))
         return State(None, Angle(u, layout.deficit(one, -other).clamp_(0, 2)))

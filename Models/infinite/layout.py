@@ -111,6 +111,7 @@ class Layout:
         other: Tensor,
         extra: Tensor | None = None,
         cosines: Tensor | None = None,
+        same: Tensor | None = None,
     ) -> Tensor:
         """1 − cosine of all pairs, plus ``extra``, without loss of digits where that is small.
 
@@ -122,6 +123,7 @@ class Layout:
             other: of side 2.
             extra: a block added to it; may be changed.
             cosines: Σ x y where it is known; changed.
+            same: which pairs are twice one example, [n, m], where it is 0 if p = p'.
         """
         if len(one) <= _DIRECTLY:
             exact = self._differences(one, other)
@@ -130,6 +132,9 @@ class Layout:
         if extra is not None:
             result.add_(extra)
         near = result < NEAR[result.dtype]
+        if same is not None and (diagonal := self.diagonal(near)) is not None:
+            self._diagonal(result).masked_fill_(same, 0.0)
+            diagonal.masked_fill_(same, False)
         count = int(near.sum()) if bool(near.any()) else 0
         if count > _FEW * near.numel():
             exact = self._differences(one, other)
@@ -165,16 +170,17 @@ class Layout:
         known, others = len(self.offsets), len(self.full)
         shift = known + side * others
         axes = [*range(known), *range(shift, shift + others), known + 2 * others + side]
-        return x[(slice(None), *(places[:, k] for k in axes))]
+        index = places.new_zeros(len(places))
+        for size, axis in zip(x.shape[1:], axes, strict=True):
+            index = index * size + places[:, axis]
+        return x.reshape(len(x), -1).index_select(1, index)
 
     def diagonal(self, block: Tensor) -> Tensor | None:
         """A view of the entries with p = p', [*sizes, n, m]; ``None`` if there are none."""
-        if any(self.offsets):
-            return None
+        return None if any(self.offsets) else self._diagonal(block)
+
+    def _diagonal(self, block: Tensor) -> Tensor:
         known, others = len(self.offsets), len(self.full)
-        for _ in range(others):  # the diagonal becomes the last axis
-            block = block.diagonal(dim1=known, dim2=known + others)
-            others -= 1
-        return block.movedim((-2 - len(self.full), -1 - len(self.full)), (-2, -1)) if (
-            self.full
-        ) else block
+        for k in range(others):  # each diagonal becomes the last axis
+            block = block.diagonal(dim1=known, dim2=known + others - k)
+        return block.movedim((known, known + 1), (-2, -1)) if others else block

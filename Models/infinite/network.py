@@ -106,7 +106,7 @@ class InfiniteNetwork:
         n, m = len(x1), len(x1 if x2 is None else x2)
         found = {kernel: x1.new_empty(n, m) for kernel in ("nngp", "ntk") if kernel in get}
         cosines = self._cosines(x1) if x2 is None else None
-        done, total = 0, n * (n + 1) // 2 if x2 is None else n * m
+        done, total = 0, self._pairs(n, None if x2 is None else m, x1.device, block)
         for rows, columns, one, other in self._tiles(x1, x2, block):
             same = _same(rows, columns) if x2 is None else None
             known = None if cosines is None else cosines[rows, columns].clone()
@@ -114,10 +114,11 @@ class InfiniteNetwork:
             parts = {"nngp": state.q, "ntk": state.t}
             for kernel, whole in found.items():
                 part = parts[kernel]
-                whole[rows, columns] = 0.0 if part is None else part
-                if x2 is None and rows != columns:
-                    whole[columns, rows] = whole[rows, columns].T
-            done += _pairs(rows, columns, x2 is None)
+                part = torch.zeros_like(whole[rows, columns]) if part is None else part
+                whole[rows, columns] = part
+                if x2 is None:
+                    whole[columns, rows] = part.T
+            done += (rows.stop - rows.start) * (columns.stop - columns.start)
             if progress is not None:
                 progress(done, total)
         return Kernels(found.get("nngp"), found.get("ntk"))
@@ -152,7 +153,7 @@ class InfiniteNetwork:
             found = self.kernels(x[:rows], x[:columns], get, block=block)
             _ = [float(k[0, 0]) for k in (found.nngp, found.ntk) if k is not None]
             seconds.append(time.perf_counter() - start)
-        pairs = n * m if m is not None else n * (n + rows) // 2
+        pairs = self._pairs(n, m, torch.device(device), block)
         item = torch.finfo(dtype).bits // 8
         per_example = sum(_product(sizes) for sizes in self.program.sizes)
         held = per_example * (rows + columns) + _BLOCKS * rows * columns * numbers_per_pair(
@@ -195,30 +196,42 @@ class InfiniteNetwork:
     def _tiles(
         self, x1: Tensor, x2: Tensor | None, block: int | None
     ) -> Iterator[tuple[slice, slice, Examples, Examples]]:
-        plan = self._plan(x1.device, block)
         right = x1 if x2 is None else x2
-        for top in range(0, len(x1), plan.rows):
-            rows = slice(top, min(top + plan.rows, len(x1)))
-            one = Examples.of(self.program, x1[rows])
-            start = top if x2 is None else 0
-            for begin in range(start, len(right), plan.columns):
-                columns = slice(begin, min(begin + plan.columns, len(right)))
-                twin = x2 is None and rows == columns
-                other = one if twin else Examples.of(self.program, right[columns])
-                yield rows, columns, one, other
+        # Without positions they are views and few numbers; else cheaper to find again than to hold.
+        held: dict[int, Examples] = {}
+        top, one = -1, Examples(x1)
+        for rows, columns in self._slices(len(x1), None if x2 is None else len(x2), x1.device, block):
+            if rows.start != top:
+                top, one = rows.start, Examples.of(self.program, x1[rows])
+            other = held.get(columns.start)
+            if other is None:
+                other = Examples.of(self.program, right[columns])
+                if not self.program.input_sizes:
+                    held[columns.start] = other
+            yield rows, columns, one, other
+
+    def _slices(
+        self, n: int, m: int | None, device: torch.device, block: int | None
+    ) -> Iterator[tuple[slice, slice]]:
+        """Tiles; of the upper triangle and its neighbourhood if there is no second side."""
+        plan = self._plan(device, block)
+        for top in range(0, n, plan.rows):
+            rows = slice(top, min(top + plan.rows, n))
+            end = n if m is None else m
+            for begin in range(top if m is None else 0, end, plan.columns):
+                yield rows, slice(begin, min(begin + plan.columns, end))
+
+    def _pairs(self, n: int, m: int | None, device: torch.device, block: int | None) -> int:
+        return sum(
+            (rows.stop - rows.start) * (columns.stop - columns.start)
+            for rows, columns in self._slices(n, m, device, block)
+        )
 
 
 def _same(rows: slice, columns: slice) -> Tensor | None:
     i, j = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
     same = i[:, None] == j[None]
     return same if bool(same.any()) else None
-
-
-def _pairs(rows: slice, columns: slice, symmetric: bool) -> int:
-    """Of the upper triangle, in a tile of it."""
-    if not symmetric:
-        return (rows.stop - rows.start) * (columns.stop - columns.start)
-    return sum(max(0, columns.stop - max(i, columns.start)) for i in range(rows.start, rows.stop))
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -107,6 +107,6 @@ class PiecewiseLinear(Dual):
 def _half_angle(u: Tensor) -> tuple[Tensor, Tensor]:
     """θ/2, and sin θ − θ cos θ, where u = 1 − cos θ."""
     half = (u * 0.5).sqrt_().asin_()
-    sine = torch.sub(2, u).mul_(u).sqrt_()
+    rise = torch.rsub(u, 2).mul_(u).sqrt_()
     # Rounded to θ ε, which moves the next angle by ε: no series is needed for small θ.
-    return half, sine.addcmul_(half, 1 - u, value=-2)
+    return half, rise.sub_(half, alpha=2).addcmul_(half, u, value=2)

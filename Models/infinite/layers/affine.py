@@ -98,7 +98,8 @@ class Affine(Layer):
             return State(None, new, None)
         assert view.out is not None
         rates = self.rates
-        t = view.out.scaled(1 - new.u, view.layout)  # q' = A C(q) + B
+        t = view.out.scale(view.layout)
+        t.addcmul_(t, new.u, value=-1)  # q' = s' (1 − u') = A C(q) + B
         ratio = rates.weight_rate / rates.weight
         shift = rates.bias_rate - ratio * rates.bias
         t = t if ratio == 1 else t.mul_(ratio)
@@ -111,16 +112,36 @@ class Affine(Layer):
     def _turn(self, angle: Angle, view: View) -> Angle:
         if not self.windows and self.rates.bias == 0:
             return angle  # q and s grow alike
+        if not self.windows:
+            return self._turn_at_each_position(angle, view)
         one, other = (self._features(x, y) for x, y in self._ends(view))
-        u = view.layout.deficit(one, other, self._rescaled(angle.u, view)).clamp_(0, 2)
+        u = view.layout.deficit(one, other, self._rescaled(angle.u, view), same=view.same)
+        u = u.clamp_(0, 2)
         if angle.p is None:
             return Angle(u, None)
         # s' (1 + c') = A C(s p) + s' (1 − α·α') + 2 B
         p = self._rescaled(angle.p, view)
         if self.rates.bias:
-            twice = [sqrt(2 * self.rates.bias) / _not_zero(new) for _, new in self._ends(view)]
-            p = p.add_(view.layout.left(twice[0]) * view.layout.right(twice[1]))
+            p = p.add_(self._twice_bias(view))
         return Angle(u, view.layout.deficit(one, other, p).clamp_(0, 2))
+
+    def _turn_at_each_position(self, angle: Angle, view: View) -> Angle:
+        """α = (cos φ, sin φ), so that 1 − α·α' = 2 sin²((φ − φ')/2)."""
+        layout, bias = view.layout, torch.full_like(view.side.one[..., :1], sqrt(self.rates.bias))
+        half = [torch.atan2(bias, old * sqrt(self.rates.weight)) / 2 for old, _ in self._ends(view)]
+        sine = layout.left(half[0].sin()) * layout.right(half[1].cos())
+        sine.addcmul_(layout.left(half[0].cos()), layout.right(half[1].sin()), value=-1)
+        u = self._rescaled(angle.u, view).addcmul_(sine, sine, value=2)
+        if angle.p is None:
+            return Angle(u, None)
+        p = self._rescaled(angle.p, view).addcmul_(sine, sine, value=2)
+        return Angle(u, p.add_(self._twice_bias(view)).clamp_(0, 2))
+
+    def _twice_bias(self, view: View) -> Tensor:
+        """2 B / s'."""
+        root = sqrt(2 * self.rates.bias)
+        one, other = (root / _not_zero(new) for _, new in self._ends(view))
+        return view.layout.left(one) * view.layout.right(other)
 
     def _ends(self, view: View) -> list[tuple[Tensor, Tensor]]:
         assert view.out is not None
@@ -129,7 +150,7 @@ class Affine(Layer):
 
     def _features(self, old: Tensor, new: Tensor) -> Tensor:
         """α: [F + 1, *sizes, n]."""
-        read = patches(old, self.windows) if self.windows else old.unsqueeze(0)
+        read = patches(old, self.windows)
         bias = torch.full_like(new, sqrt(self.rates.bias)).unsqueeze(0)
         return torch.cat([read * sqrt(self.rates.weight / self._taps), bias]) / _not_zero(new)
 

@@ -69,7 +69,8 @@ class State:
             return self.q
         assert self.angle is not None
         assert sides is not None
-        return sides.scaled(1 - self.angle.u, layout)
+        s = sides.scale(layout)
+        return s.addcmul_(s, self.angle.u, value=-1)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class Sum(Keeps):
             parts = zip(blocks, one, other, strict=True)
             return reduce(add, [b * layout.left(x) * layout.right(y) for b, x, y in parts])
 
-        u = view.layout.deficit(one, other, mixed([a.u for a in angles])).clamp_(0, 2)
+        u = view.layout.deficit(one, other, mixed([a.u for a in angles]), same=view.same)
+        u = u.clamp_(0, 2)
         if all(angle.p is None for angle in angles):
             return Angle(u, None)
         full = [2 - angle.u if angle.p is None else angle.p for angle in angles]
