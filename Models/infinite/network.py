@@ -200,7 +200,9 @@ class InfiniteNetwork:
         # Without positions they are views and few numbers; else cheaper to find again than to hold.
         held: dict[int, Examples] = {}
         top, one = -1, Examples(x1)
-        for rows, columns in self._slices(len(x1), None if x2 is None else len(x2), x1.device, block):
+        for rows, columns in self._slices(
+            len(x1), None if x2 is None else len(x2), x1.device, block
+        ):
             if rows.start != top:
                 top, one = rows.start, Examples.of(self.program, x1[rows])
             other = held.get(columns.start)

@@ -61,9 +61,7 @@ class Program:
         """Of every value, whether all pairs of positions of the input made it."""
         known = [False]
         for step in self.steps:
-            known.append(
-                step.layer.positions != "keep" or any(known[k] for k in step.inputs)
-            )
+            known.append(step.layer.positions != "keep" or any(known[k] for k in step.inputs))
         return tuple(known)
 
     @cached_property

@@ -100,7 +100,9 @@ class Pool(Layer):
         (state,), (layout,) = states, view.layouts
         q = state.covariance(view.sides[0], layout)
         return State(
-            self._pooled(q, layout), None, None if state.t is None else self._pooled(state.t, layout)
+            self._pooled(q, layout),
+            None,
+            None if state.t is None else self._pooled(state.t, layout),
         )
 
     def _matrix(self, dimension: int, like: Tensor) -> Tensor:
