@@ -24,9 +24,6 @@ Mode = Literal["diagonal", "full", "stream"]
 STREAM_FROM = 1 << 16
 """Numbers per pair of examples from which row offsets are computed one at a time."""
 
-_ANTIPODES = 0.5
-"""1 + cosine below which it is followed beside 1 − cosine."""
-
 
 def mode_of(program: Program) -> Mode:
     """How a network's blocks are laid out."""
@@ -129,13 +126,14 @@ class Tile:
         self.program, self.one, self.other = program, one, other
         self.tangent, self.mode = tangent, mode_of(program)
         self.same = None if same is None else same.to(one.inputs.device)
+        self._held: dict[int, Sides] = {}
 
     def run(self, own: bool = False, cosines: Tensor | None = None) -> State:
         """The state of the output, as covariances: q and t, [n, m].
 
         Args:
             own: whether both sides are one example, whose missing variances are noted.
-            cosines: of the inputs, where they are known, [n, m]; changed.
+            cosines: of the inputs, where they are known, [n, m].
         """
         steps = list(enumerate(self.program.steps, start=1))
         states: dict[int, State] = {}
@@ -176,7 +174,7 @@ class Tile:
             offsets = tuple(o // step.layer.stride(d) for d, o in enumerate(offsets))
         else:
             offsets = ()
-        layout = Layout(self.program.sizes[k], offsets)
+        layout = Layout.of(self.program.sizes[k], offsets)
         sides = tuple(self._sides(i) if self._known(i) else None for i in step.inputs)
         out = self._sides(k) if self._known(k) else None
         view = View(before, layout, sides, out, self.tangent, self.same)
@@ -186,7 +184,9 @@ class Tile:
         return k in self.one.variances
 
     def _sides(self, k: int) -> Sides:
-        return Sides(self.one.variances[k], self.other.variances[k])
+        if k not in self._held:
+            self._held[k] = Sides(self.one.variances[k], self.other.variances[k])
+        return self._held[k]
 
     def _note(self, k: int, state: State, layout: Layout) -> None:
         """The variances of a value that mixing made."""
@@ -209,10 +209,8 @@ class Tile:
                 return State(self._sides(INPUT).scaled(cosines, layout))
             return State(layout.products(self.one.features, self.other.features))
         one, other = self.one.unit, self.other.unit
-        u = layout.deficit(one, other, cosines=cosines, same=self.same).clamp_(0, 2)
-        if u.numel() == 0 or float(u.max()) < 2 - _ANTIPODES:
-            return State(None, Angle(u, None))
-        return State(None, Angle(u, layout.deficit(one, -other).clamp_(0, 2)))
+        u = layout.deficit(one, other, cosines=cosines, same=self.same)
+        return State(None, Angle(u, lambda: layout.deficit(one, -other)))
 
     # ------------------------------------------------------------------ one row offset at a time
 
@@ -233,7 +231,7 @@ class Tile:
 
     def _stream_offset(self, offset: int, kept: dict[int, State]) -> None:
         program, last = self.program, _last_uses(self.program)
-        layouts = {INPUT: Layout(program.input_sizes, (offset,))}
+        layouts = {INPUT: Layout.of(program.input_sizes, (offset,))}
         states: dict[int, State] = {}
         wanted = _reached(program, offset)
         if not wanted:

@@ -11,14 +11,18 @@ add long contiguous runs.
 """
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
-NEAR = {torch.float32: 1e-2, torch.float64: 1e-6}
+NEAR = {torch.float32: 4e-3, torch.float64: 1e-6}
 """1 − cosine below which it is found from differences: its rounding moves the angle by more
 than about 1e-6, or 1e-13, above."""
+
+_MANY = 64
+"""Features from which products are rounded so much that ten times the pairs count as near."""
 
 _FEW = 0.05
 """Share of such pairs up to which they are gathered."""
@@ -42,21 +46,30 @@ class Layout:
     sizes: tuple[int, ...] = ()
     offsets: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def full(self) -> tuple[int, ...]:
         """Sizes of the dimensions that hold all pairs."""
         return self.sizes[len(self.offsets) :]
 
+    @classmethod
+    @lru_cache(maxsize=4096)
+    def of(cls, sizes: tuple[int, ...], offsets: tuple[int, ...] = ()) -> "Layout":
+        """The same object for the same layout, which has its derived numbers already."""
+        return cls(sizes, offsets)
+
+    @cached_property
+    def _spans(self) -> tuple[tuple[int, int], ...]:
+        pairs = zip(self.sizes, self.offsets, strict=False)
+        return tuple((max(0, -offset), min(size, size - offset)) for size, offset in pairs)
+
     def span(self, dimension: int) -> tuple[int, int]:
         """First p, and the one after the last, of a dimension with an offset."""
-        size, offset = self.sizes[dimension], self.offsets[dimension]
-        return max(0, -offset), min(size, size - offset)
+        return self._spans[dimension]
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Positions p in each dimension with an offset."""
-        spans = (self.span(k) for k in range(len(self.offsets)))
-        return tuple(max(0, stop - start) for start, stop in spans)
+        return tuple(max(0, stop - start) for start, stop in self._spans)
 
     @property
     def count(self) -> int:
@@ -70,17 +83,21 @@ class Layout:
 
     def left(self, x: Tensor) -> Tensor:
         """A map of side 1, [..., n], as a block that broadcasts."""
-        return self._cut(x, 0).reshape(*self.lengths, *self.full, *[1] * len(self.full), -1, 1)
+        return self._cut(x, 0).reshape(self._shapes[0])
 
     def right(self, x: Tensor) -> Tensor:
         """A map of side 2, [..., n], as a block that broadcasts."""
-        return self._cut(x, 1).reshape(*self.lengths, *[1] * len(self.full), *self.full, 1, -1)
+        return self._cut(x, 1).reshape(self._shapes[1])
+
+    @cached_property
+    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of maps as blocks."""
+        ones = (1,) * len(self.full)
+        return (*self.lengths, *self.full, *ones, -1, 1), (*self.lengths, *ones, *self.full, 1, -1)
 
     def _cut(self, x: Tensor, side: int, first: int = 0) -> Tensor:
         for k, offset in enumerate(self.offsets):
-            start, stop = self.span(k)
-            shift = offset * side
-            x = x.narrow(first + k, start + shift, max(0, stop - start))
+            x = x.narrow(first + k, self._spans[k][0] + offset * side, self.lengths[k])
         return x
 
     def products(self, one: Tensor, other: Tensor) -> Tensor:
@@ -122,20 +139,24 @@ class Layout:
             one: features of side 1 of norm one (or zero), [F, *sizes, n].
             other: of side 2.
             extra: a block added to it; may be changed.
-            cosines: Σ x y where it is known; changed.
+            cosines: Σ x y where it is known.
             same: which pairs are twice one example, [n, m], where it is 0 if p = p'.
         """
-        if len(one) <= _DIRECTLY:
+        features = one.shape[0]
+        if features <= _DIRECTLY:
             exact = self._differences(one, other)
             return exact if extra is None else exact.add_(extra)
-        result = (self.products(one, other) if cosines is None else cosines).neg_().add_(1)
+        result = 1 - (self.products(one, other) if cosines is None else cosines)
         if extra is not None:
             result.add_(extra)
-        near = result < NEAR[result.dtype]
+        threshold = NEAR[result.dtype] * (10 if features >= _MANY else 1)
+        if result.numel() == 0 or float(result.min()) >= threshold:
+            return result
+        near = result < threshold
         if same is not None and (diagonal := self.diagonal(near)) is not None:
             self._diagonal(result).masked_fill_(same, 0.0)
             diagonal.masked_fill_(same, False)
-        count = int(near.sum()) if bool(near.any()) else 0
+        count = int(near.sum())
         if count > _FEW * near.numel():
             exact = self._differences(one, other)
             exact = exact if extra is None else exact.add_(extra)

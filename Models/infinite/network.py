@@ -109,7 +109,7 @@ class InfiniteNetwork:
         done, total = 0, self._pairs(n, None if x2 is None else m, x1.device, block)
         for rows, columns, one, other in self._tiles(x1, x2, block):
             same = _same(rows, columns) if x2 is None else None
-            known = None if cosines is None else cosines[rows, columns].clone()
+            known = None if cosines is None else cosines[rows, columns]
             state = Tile(self.program, one, other, "ntk" in get, same).run(cosines=known)
             parts = {"nngp": state.q, "ntk": state.t}
             for kernel, whole in found.items():
@@ -197,7 +197,9 @@ class InfiniteNetwork:
         self, x1: Tensor, x2: Tensor | None, block: int | None
     ) -> Iterator[tuple[slice, slice, Examples, Examples]]:
         right = x1 if x2 is None else x2
-        # Without positions they are views and few numbers; else cheaper to find again than to hold.
+        # Without positions they are views and few numbers, and what kernels of examples with
+        # themselves tell is expensive; others are cheaper to find again than to hold.
+        hold = not self.program.input_sizes or self.program.reads_own_mixture
         held: dict[int, Examples] = {}
         top, one = -1, Examples(x1)
         for rows, columns in self._slices(
@@ -208,7 +210,7 @@ class InfiniteNetwork:
             other = held.get(columns.start)
             if other is None:
                 other = Examples.of(self.program, right[columns])
-                if not self.program.input_sizes:
+                if hold:
                     held[columns.start] = other
             yield rows, columns, one, other
 

@@ -14,28 +14,40 @@ from 1 − cosine:
 |c| → 1, and the tangent kernel with it.
 """
 
+from collections.abc import Callable
+from functools import cached_property
 from math import pi
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from Models.infinite.duals.dual import Dual
 
-_FAR_FROM_ANTIPODES = 0.1
+FAR_FROM_ANTIPODES = 0.1
 """Where 1 + c is at least this, 2 − u is accurate enough."""
 
 
-class Angle(NamedTuple):
+class Angle:
     """Of pairs of Gaussians.
 
-    Attributes:
+    Args:
         u: 1 − c.
-        p: 1 + c, or ``None`` where all of it is far from 0 and 2 − u says the same.
+        later: gives 1 + c without loss of digits where that is small; ``None`` where all of it is
+            far from 0, so that 2 − u says the same.
     """
 
-    u: Tensor
-    p: Tensor | None
+    def __init__(self, u: Tensor, later: Callable[[], Tensor] | None = None):
+        self.u, self._later = u, later
+
+    @cached_property
+    def p(self) -> Tensor | None:
+        """1 + c, found when it is needed; ``None`` where 2 − u is accurate."""
+        if self._later is None or not self.u.numel():
+            return None
+        if float(self.u.max()) < 2 - FAR_FROM_ANTIPODES:
+            return None
+        self.u.clamp_(max=2)
+        return self._later().clamp_(0, 2)
 
 
 class PiecewiseLinear(Dual):
@@ -57,7 +69,7 @@ class PiecewiseLinear(Dual):
     def __call__(self, q12: Tensor, q11: Tensor, q22: Tensor) -> tuple[Tensor, Tensor]:
         s = q11.sqrt() * q22.sqrt()
         c = (q12 / s).nan_to_num_(0.0).clamp_(-1, 1)
-        new, slope = self.turn(Angle(1 - c, 1 + c))
+        new, slope = self.turn(Angle(1 - c, lambda: 1 + c))
         return self.square * s * (1 - new.u), self.where_zero(slope, q11, q22)
 
     def variance(self, q: Tensor) -> Tensor:
@@ -75,7 +87,7 @@ class PiecewiseLinear(Dual):
         if angle.p is None:
             half, rise = _half_angle(angle.u)
             slope = half.mul_(-2 * self.kink).add_(self.square)
-            return Angle(torch.sub(angle.u, rise, alpha=r / pi).clamp_(min=0), None), slope
+            return Angle(torch.sub(angle.u, rise, alpha=r / pi).clamp_(min=0)), slope
         # Beyond a right angle, from the angle φ = π − θ: sin θ − θ cos θ = h(φ) + π (1 − p).
         u, p = angle.u, angle.p
         acute = u <= p
@@ -84,9 +96,9 @@ class PiecewiseLinear(Dual):
         slope = self.square - self.kink * theta
         rise = rise * (r / pi)
         new = torch.where(acute, u - rise, (2 - r) + (r - 1) * p - rise).clamp_(min=0)
-        if r >= _FAR_FROM_ANTIPODES:
-            return Angle(new, None), slope
-        return Angle(new, torch.where(acute, 2 - new, r + (1 - r) * p + rise)), slope
+        if r >= FAR_FROM_ANTIPODES:
+            return Angle(new), slope
+        return Angle(new, lambda: torch.where(acute, 2 - new, r + (1 - r) * p + rise)), slope
 
     def where_zero(self, slope: Tensor, q11: Tensor, q22: Tensor) -> Tensor:
         """K' with f'(0) in the place of f' where a variance is zero.
@@ -97,8 +109,6 @@ class PiecewiseLinear(Dual):
             q22: the same.
         """
         one, other = q11 == 0, q22 == 0
-        if not (bool(one.any()) or bool(other.any())):
-            return slope
         mean = (self.negative + self.positive) / 2
         slope.masked_fill_(one | other, self.at_zero * mean)
         return slope.masked_fill_(one & other, self.at_zero**2)

@@ -114,59 +114,72 @@ class Affine(Layer):
             return angle  # q and s grow alike
         if not self.windows:
             return self._turn_at_each_position(angle, view)
-        one, other = (self._features(x, y) for x, y in self._ends(view))
+        assert view.out is not None
+        one, other = view.out.derived("features", lambda side: self._features(view, side))
         u = view.layout.deficit(one, other, self._rescaled(angle.u, view), same=view.same)
-        u = u.clamp_(0, 2)
-        if angle.p is None:
-            return Angle(u, None)
-        # s' (1 + c') = A C(s p) + s' (1 − α·α') + 2 B
-        p = self._rescaled(angle.p, view)
-        if self.rates.bias:
-            p = p.add_(self._twice_bias(view))
-        return Angle(u, view.layout.deficit(one, other, p).clamp_(0, 2))
+
+        def opposite() -> Tensor:
+            return view.layout.deficit(one, other, self._opposite(angle, view))
+
+        return Angle(u, opposite)
+
+    def _opposite(self, angle: Angle, view: View) -> Tensor:
+        """s' (1 + c') = A C(s p) + s' (1 − α·α') + 2 B; without the middle, over s'."""
+        p = self._rescaled(2 - angle.u if angle.p is None else angle.p, view)
+        return p.add_(self._twice_bias(view)) if self.rates.bias else p
 
     def _turn_at_each_position(self, angle: Angle, view: View) -> Angle:
         """α = (cos φ, sin φ), so that 1 − α·α' = 2 sin²((φ − φ')/2)."""
-        layout, bias = view.layout, torch.full_like(view.side.one[..., :1], sqrt(self.rates.bias))
-        half = [torch.atan2(bias, old * sqrt(self.rates.weight)) / 2 for old, _ in self._ends(view)]
+        layout, out = view.layout, view.out
+        assert out is not None
+        half = out.derived("angle", lambda side: self._bias_angle(view, side) / 2)
         sine = layout.left(half[0].sin()) * layout.right(half[1].cos())
         sine.addcmul_(layout.left(half[0].cos()), layout.right(half[1].sin()), value=-1)
         u = self._rescaled(angle.u, view).addcmul_(sine, sine, value=2)
-        if angle.p is None:
-            return Angle(u, None)
-        p = self._rescaled(angle.p, view).addcmul_(sine, sine, value=2)
-        return Angle(u, p.add_(self._twice_bias(view)).clamp_(0, 2))
+        return Angle(u, lambda: self._opposite(angle, view).addcmul_(sine, sine, value=2))
+
+    def _bias_angle(self, view: View, side: int) -> Tensor:
+        """φ."""
+        old = view.side.roots[side]
+        return torch.atan2(torch.full_like(old, sqrt(self.rates.bias)), old * self._factor)
 
     def _twice_bias(self, view: View) -> Tensor:
         """2 B / s'."""
-        root = sqrt(2 * self.rates.bias)
-        one, other = (root / _not_zero(new) for _, new in self._ends(view))
+        one, other = (sqrt(2 * self.rates.bias) * x for x in self._reciprocals(view))
         return view.layout.left(one) * view.layout.right(other)
 
-    def _ends(self, view: View) -> list[tuple[Tensor, Tensor]]:
-        assert view.out is not None
-        old, new = view.side.roots, view.out.roots
-        return [(old[0], new[0]), (old[1], new[1])]
+    @property
+    def _factor(self) -> float:
+        """√(A/F)."""
+        return sqrt(self.rates.weight / self._taps)
 
-    def _features(self, old: Tensor, new: Tensor) -> Tensor:
+    def _features(self, view: View, side: int) -> Tensor:
         """α: [F + 1, *sizes, n]."""
-        read = patches(old, self.windows)
-        bias = torch.full_like(new, sqrt(self.rates.bias)).unsqueeze(0)
-        return torch.cat([read * sqrt(self.rates.weight / self._taps), bias]) / _not_zero(new)
+        read = patches(view.side.roots[side], self.windows) * self._factor
+        bias = torch.full_like(read[:1], sqrt(self.rates.bias))
+        return torch.cat([read, bias]) * self._reciprocals(view)[side]
+
+    def _reciprocals(self, view: View) -> tuple[Tensor, Tensor]:
+        """1/√q₁₁ and 1/√q₂₂ of the output, 1 for zeros."""
+        out = view.out
+        assert out is not None
+        return out.derived("reciprocals", lambda side: 1 / not_zero(out.roots[side]))
 
     def _rescaled(self, block: Tensor, view: View) -> Tensor:
         """A C(s block) / s'."""
-        assert view.out is not None
-        (old, other), (new, after) = view.side.roots, view.out.roots
-        layout, size = view.layouts[0], sqrt(self.rates.weight / self._taps)
+        layout, out, side = view.layouts[0], view.out, view.side
+        assert out is not None
+        after = self._reciprocals(view)
         if not self.windows:
-            one, two = old * size / _not_zero(new), other * size / _not_zero(after)
+            one, two = out.derived(
+                "ratio", lambda k: side.roots[k] * self._factor * self._reciprocals(view)[k]
+            )
             return (block * layout.left(one)).mul_(layout.right(two))
-        summed = box(view.side.scaled(block, layout), self.windows, layout, view.layout)
-        summed = summed.mul_(view.layout.left(size / _not_zero(new)))
-        return summed.mul_(view.layout.right(size / _not_zero(after)))
+        summed = box(side.scaled(block, layout), self.windows, layout, view.layout)
+        one, two = out.derived("shares", lambda k: after[k] * self._factor)
+        return summed.mul_(view.layout.left(one)).mul_(view.layout.right(two))
 
 
-def _not_zero(root: Tensor) -> Tensor:
+def not_zero(root: Tensor) -> Tensor:
     """Standard deviations by which zeros are divided."""
     return torch.where(root == 0, 1, root)

@@ -1,8 +1,8 @@
 """What an infinitely wide layer does to the kernels of its inputs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -23,15 +23,33 @@ class Sides:
     Attributes:
         one: of side 1, [*sizes, n].
         other: of side 2, [*sizes, m].
+        memory: what layers derive from both, by their own keys; blocks of many offsets share it.
     """
 
     one: Tensor
     other: Tensor
+    memory: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def roots(self) -> tuple[Tensor, Tensor]:
         """Standard deviations."""
         return self.one.sqrt(), self.other.sqrt()
+
+    @cached_property
+    def has_zero(self) -> bool:
+        """Whether a variance is zero."""
+        return not (bool((self.one > 0).all()) and bool((self.other > 0).all()))
+
+    def derived(self, key: str, one: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+        """What a layer derives from the variances of side 0 and of side 1, once.
+
+        Args:
+            key: its name.
+            one: of a side.
+        """
+        if key not in self.memory:
+            self.memory[key] = (one(0), one(1))
+        return self.memory[key]
 
     def scale(self, layout: Layout) -> Tensor:
         """s = √(q₁₁ q₂₂), as a block."""

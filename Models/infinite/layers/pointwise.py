@@ -30,7 +30,9 @@ class Nonlinearity(Keeps):
             angle, slope = self.dual.turn(state.angle or _angle(state, view))
             if state.t is None:
                 return State(None, angle, None)
-            return State(None, angle, state.t * self.dual.where_zero(slope, one, other))
+            if sides.has_zero:
+                slope = self.dual.where_zero(slope, one, other)
+            return State(None, angle, slope.mul_(state.t))
         q, slope = self.dual(state.covariance(sides, layout), one, other)
         return State(q, None, None if state.t is None else state.t * slope)
 
@@ -41,11 +43,11 @@ def _angle(state: State, view: View) -> Angle:
     assert state.q is not None
     s = view.side.scale(view.layout)
     c = (state.q / s).nan_to_num_(0.0).clamp_(-1, 1)
-    u, p = 1 - c, 1 + c
+    u = 1 - c
     diagonal = None if view.same is None else view.layout.diagonal(u)
     if diagonal is not None and view.same is not None:
         diagonal.masked_fill_(view.same, 0.0)
-    return Angle(u, p)
+    return Angle(u, lambda: 1 + c)
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ class Sum(Keeps):
             parts = zip(blocks, one, other, strict=True)
             return reduce(add, [b * layout.left(x) * layout.right(y) for b, x, y in parts])
 
-        u = view.layout.deficit(one, other, mixed([a.u for a in angles]), same=view.same)
-        u = u.clamp_(0, 2)
-        if all(angle.p is None for angle in angles):
-            return Angle(u, None)
-        full = [2 - angle.u if angle.p is None else angle.p for angle in angles]
-        return Angle(u, view.layout.deficit(one, other, mixed(full)).clamp_(0, 2))
+        def opposite() -> Tensor:
+            full = [2 - angle.u if angle.p is None else angle.p for angle in angles]
+            return view.layout.deficit(one, other, mixed(full))
+
+        mixture = mixed([angle.u for angle in angles])
+        return Angle(view.layout.deficit(one, other, mixture, same=view.same), opposite)
 
 
 @dataclass(frozen=True)

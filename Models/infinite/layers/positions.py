@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,14 +41,19 @@ class Pad(Layer):
         t, angle = state.t, state.angle
         q = None if state.q is None else self._moved(state.q, before, view.layout)
         if angle is not None:
-            parts = [None if x is None else self._moved(x, before, view.layout) for x in angle]
-            assert parts[0] is not None
-            angle = type(angle)(parts[0], parts[1])
+            angle = self._turn(angle, before, view.layout)
         return State(
             q,
             angle,
             None if t is None else self._moved(t, before, view.layout),
         )
+
+    def _turn(self, angle: Angle, before: Layout, after: Layout) -> Angle:
+        def opposite() -> Tensor:
+            p = 2 - angle.u if angle.p is None else angle.p
+            return self._moved(p, before, after)
+
+        return Angle(self._moved(angle.u, before, after), opposite)
 
     def _moved(self, block: Tensor, before: Layout, after: Layout) -> Tensor:
         for dimension, source in enumerate(self.sources):
@@ -108,12 +114,22 @@ class Pool(Layer):
     def _matrix(self, dimension: int, like: Tensor) -> Tensor:
         return torch.tensor(self.weights[dimension], dtype=like.dtype, device=like.device)
 
+    @cached_property
+    def _tiles(self) -> tuple[tuple[int, float] | None, ...]:
+        """Of each dimension whose windows tile it, their size and weight."""
+        return tuple(map(_tile, self.weights))
+
     def _pooled(self, block: Tensor, layout: Layout) -> Tensor:
         """Dimensions that hold all pairs; those with an offset stay."""
         for dimension in range(len(layout.offsets), len(layout.sizes)):
-            matrix = self._matrix(dimension, block)
+            tile = self._tiles[dimension]
             for axis in layout.axes(dimension):
-                block = torch.tensordot(matrix, block, dims=([1], [axis])).movedim(0, axis)
+                if tile is not None:
+                    shape = (*block.shape[:axis], -1, tile[0], *block.shape[axis + 1 :])
+                    block = block.reshape(shape).sum(axis + 1).mul_(tile[1])
+                else:
+                    matrix = self._matrix(dimension, block)
+                    block = torch.tensordot(matrix, block, dims=([1], [axis])).movedim(0, axis)
         return block
 
     def gather(self, total: Tensor | None, block: Tensor, layout: Layout) -> Tensor:
@@ -147,6 +163,18 @@ class Pool(Layer):
         pairs = total.movedim(1 + others, 1)
         pairs[used // outputs, used % outputs] += part
         return total
+
+
+def _tile(rows: tuple[tuple[float, ...], ...]) -> tuple[int, float] | None:
+    """Size and weight of windows that tile a dimension."""
+    size, rest = divmod(len(rows[0]), len(rows))
+    weight = rows[0][0]
+    windows = ((k * size, (k + 1) * size) for k in range(len(rows)))
+    regular = not rest and all(
+        all(x == (weight if start <= p < stop else 0) for p, x in enumerate(row))
+        for row, (start, stop) in zip(rows, windows, strict=True)
+    )
+    return (size, weight) if regular else None
 
 
 def reduce_positions(block: Tensor, layout: Layout) -> Tensor:
@@ -186,15 +214,15 @@ class Flatten(Layer):
             features.append(read / len(read) ** 0.5 / torch.where(new == 0, 1, new))
         layout, new = view.layouts[0], view.out.scale(view.layout)
         new = torch.where(new == 0, 1, new)
-        parts: list[Tensor | None] = []
-        for block in angle:
-            if block is None:
-                parts.append(None)
-                continue
+
+        def joined(block: Tensor) -> Tensor:
             extra = reduce_positions(view.side.scaled(block, layout), layout) / new
-            parts.append(view.layout.deficit(features[0], features[1], extra).clamp_(0, 2))
-        assert parts[0] is not None
-        return Angle(parts[0], parts[1])
+            return view.layout.deficit(features[0], features[1], extra)
+
+        def opposite() -> Tensor:
+            return joined(2 - angle.u if angle.p is None else angle.p)
+
+        return Angle(joined(angle.u), opposite)
 
     def gather(self, total: Tensor | None, block: Tensor, layout: Layout) -> Tensor | None:
         """The mean, from the block of offset zero.

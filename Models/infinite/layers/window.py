@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
-import torch
 from torch import Tensor
 
 from Models.infinite.layout import Layout
+
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,10 @@ def _sum(block: Tensor, dimension: int, window: Window, layout: Layout, out: Lay
     shape = list(block.shape)
     for axis in axes:
         shape[axis] = length
-    taps = list(window.taps(bounds, (outputs[0], outputs[0] + length)))
-    taps.sort(key=lambda tap: tap[0].start - tap[0].stop)  # the one that reaches most, first
+    taps = _taps(window, bounds, (outputs[0], outputs[0] + length))
     result: Tensor | None = None
     for here, there in taps:
-        to, source = _index(block.dim(), axes, here), _index(block.dim(), axes, there)
+        to, source = _index(axes, here), _index(axes, there)
         if result is None:
             whole = here.stop - here.start == length
             result = block[source].clone() if whole else block.new_zeros(shape)
@@ -95,8 +96,21 @@ def _sum(block: Tensor, dimension: int, window: Window, layout: Layout, out: Lay
     return block.new_zeros(shape) if result is None else result
 
 
-def _index(count: int, axes: Sequence[int], part: slice) -> tuple[slice, ...]:
-    return tuple(part if axis in axes else slice(None) for axis in range(count))
+@lru_cache(maxsize=4096)
+def _taps(
+    window: Window, bounds: tuple[int, int], out: tuple[int, int]
+) -> tuple[tuple[slice, slice], ...]:
+    """Those of the window, the one that reaches most first."""
+    found = list(window.taps(bounds, out))
+    found.sort(key=lambda tap: tap[0].start - tap[0].stop)
+    return tuple(found)
+
+
+def _index(axes: Sequence[int], part: slice) -> tuple[slice, ...]:
+    index = [_ALL] * (axes[-1] + 1)
+    for axis in axes:
+        index[axis] = part
+    return tuple(index)
 
 
 def patches(maps: Tensor, windows: Sequence[Window]) -> Tensor:
@@ -130,7 +144,3 @@ def total(maps: Tensor, windows: Sequence[Window]) -> Tensor:
     out = Layout(sizes, layout.offsets)
     return box(maps.unsqueeze(-1), windows, layout, out).squeeze(-1)
 
-
-def strides(windows: Sequence[Window]) -> torch.Size:
-    """Of each dimension."""
-    return torch.Size(w.stride for w in windows)
