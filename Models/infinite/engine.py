@@ -8,6 +8,7 @@ only what pooling makes of it is kept.
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import sqrt
 from typing import Literal
 
 import torch
@@ -60,7 +61,7 @@ class Examples:
     @property
     def features(self) -> Tensor:
         """Inputs over the root of their number C."""
-        return self.inputs / len(self.inputs) ** 0.5
+        return self.inputs / sqrt(self.inputs.shape[0])
 
     @cached_property
     def unit(self) -> Tensor:
@@ -81,15 +82,20 @@ class Examples:
         else:
             x = inputs.movedim(0, -1).movedim(program.channel_axis, 0)
         examples = cls(x, {INPUT: x.square().mean(0)})
-        for k, step in enumerate(program.steps, start=1):
-            known = [examples.variances.get(i) for i in step.inputs]
-            maps = [q for q in known if q is not None]
-            q = step.layer.variance(maps) if len(maps) == len(known) else None
-            if q is not None:
-                examples.variances[k] = q
+        examples._follow(program)
         if program.reads_own_mixture:
             examples._complete(program)
+            examples._follow(program)
         return examples
+
+    def _follow(self, program: Program) -> None:
+        """Variances that others tell."""
+        for k, step in enumerate(program.steps, start=1):
+            maps = [self.variances[i] for i in step.inputs if i in self.variances]
+            if k not in self.variances and len(maps) == len(step.inputs):
+                q = step.layer.variance(maps)
+                if q is not None:
+                    self.variances[k] = q
 
     def _complete(self, program: Program) -> None:
         """Variances after mixing, from each example's kernel with itself."""
@@ -139,7 +145,7 @@ class Tile:
         states: dict[int, State] = {}
         layouts: dict[int, Layout] = {}
         if self.mode == "stream":
-            states = self._streamed()
+            states = self._streamed(own)
             layouts = {k: Layout(self.program.sizes[k]) for k in states}
             steps = [(k, step) for k, step in steps if self.program.mixed[k]]
             if own:
@@ -149,8 +155,10 @@ class Tile:
             sizes = self.program.input_sizes
             layouts[INPUT] = Layout(sizes, (0,) * len(sizes) if self.mode == "diagonal" else ())
             states[INPUT] = self._input(layouts[INPUT], cosines)
-        last = _last_uses(self.program)
+        last, reaches = _last_uses(self.program), self.program.reaches
         for k, step in steps:
+            if own and reaches[k] is None:
+                continue
             if k not in states:
                 states[k], layouts[k] = self._apply(k, step, states, layouts)
                 if own:
@@ -158,6 +166,8 @@ class Tile:
             for read in step.inputs:
                 if last[read] == k and read in states:
                     del states[read]
+        if own:
+            return State()
         end, layout = states[len(self.program.steps)], layouts[len(self.program.steps)]
         value = len(self.program.steps)
         q = end.covariance(self._sides(value) if self._known(value) else None, layout)
@@ -214,8 +224,8 @@ class Tile:
 
     # ------------------------------------------------------------------ one row offset at a time
 
-    def _streamed(self) -> dict[int, State]:
-        """The first values after mixing, and the values before it that later layers read."""
+    def _streamed(self, own: bool) -> dict[int, State]:
+        """The first values after mixing; of an example itself, as far as variances need them."""
         program = self.program
         kept: dict[int, State] = {}
         reach = max(
@@ -225,6 +235,8 @@ class Tile:
             )
             if not mixed
         )
+        if own:
+            reach = min(reach, 1 + (program.reaches[INPUT] or 0))
         for offset in range(1 - reach, reach):
             self._stream_offset(offset, kept)
         return kept
@@ -273,9 +285,8 @@ def _reached(program: Program, offset: int) -> set[int]:
         inputs_there = all(i in reached for i in step.inputs)
         if not inputs_there or program.mixed[step.inputs[0]]:
             continue
-        if program.mixed[k]:
-            reached.add(k)
-        elif offset % stride == 0 and abs(offset // stride) < program.sizes[k][0]:
+        there = offset % stride == 0 and abs(offset // stride) < (program.sizes[k] or (0,))[0]
+        if program.mixed[k] or there:
             reached.add(k)
     ends = {k for k in reached if program.mixed[k]}
     return reached if ends else set()

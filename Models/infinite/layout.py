@@ -83,21 +83,23 @@ class Layout:
 
     def left(self, x: Tensor) -> Tensor:
         """A map of side 1, [..., n], as a block that broadcasts."""
-        return self._cut(x, 0).reshape(self._shapes[0])
+        return self._cut(x, 0).reshape(*self._shapes[0], x.shape[-1], 1)
 
     def right(self, x: Tensor) -> Tensor:
         """A map of side 2, [..., n], as a block that broadcasts."""
-        return self._cut(x, 1).reshape(self._shapes[1])
+        return self._cut(x, 1).reshape(*self._shapes[1], 1, x.shape[-1])
 
     @cached_property
     def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of maps as blocks."""
+        """Of maps as blocks, without examples."""
         ones = (1,) * len(self.full)
-        return (*self.lengths, *self.full, *ones, -1, 1), (*self.lengths, *ones, *self.full, 1, -1)
+        return (*self.lengths, *self.full, *ones), (*self.lengths, *ones, *self.full)
 
     def _cut(self, x: Tensor, side: int, first: int = 0) -> Tensor:
         for k, offset in enumerate(self.offsets):
-            x = x.narrow(first + k, self._spans[k][0] + offset * side, self.lengths[k])
+            length = self.lengths[k]
+            start = self._spans[k][0] + offset * side if length else 0
+            x = x.narrow(first + k, start, length)
         return x
 
     def products(self, one: Tensor, other: Tensor) -> Tensor:
@@ -120,7 +122,8 @@ class Layout:
     def _matrices(self, x: Tensor, side: int) -> Tensor:
         """[*lengths, F, positions · n]."""
         x = self._cut(x, side, 1)
-        return x.movedim(0, len(self.offsets)).reshape(*self.lengths, x.shape[0], -1)
+        width = prod(self.full) * x.shape[-1]
+        return x.movedim(0, len(self.offsets)).reshape(*self.lengths, x.shape[0], width)
 
     def deficit(
         self,
@@ -179,7 +182,7 @@ class Layout:
         """Replace the entries where ``near`` by those found from differences."""
         places = near.nonzero()
         features = len(one)
-        for part in places.split(max(1, _GATHERED // features)):
+        for part in torch.split(places, max(1, _GATHERED // features)):
             x, y = self._at(one, part, 0), self._at(other, part, 1)
             exact = (x - y).square_().sum(0).mul_(0.5)
             index = tuple(part.unbind(1))

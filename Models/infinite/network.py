@@ -17,7 +17,7 @@ Kernel = Literal["nngp", "ntk"]
 Progress = Callable[[int, int], None]
 """Called after each tile with the pairs done and all of them."""
 
-BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}
+BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
 """Numbers in the largest block: what fits a core's cache, and what keeps a GPU busy."""
 
 _BLOCKS = 8

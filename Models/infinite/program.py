@@ -96,6 +96,28 @@ class Program:
             step.layer.normalises and any(self.mixed[k] for k in step.inputs) for step, _ in after
         )
 
+    @cached_property
+    def reaches(self) -> tuple[int | None, ...]:
+        """Of every value, the largest offset in the first dimension that variances after mixing
+        depend on; ``None`` if they do not depend on it."""
+        reads = [k for k, step in enumerate(self.steps, start=1) if step.layer.normalises]
+        known: list[int | None] = [None] * (len(self.steps) + 1)
+        for k in reversed(range(1, len(self.steps) + 1)):
+            step = self.steps[k - 1]
+            wanted = known[k]
+            if k in reads or wanted is not None:
+                for i in step.inputs:
+                    inner = 0 if wanted is None else _reach(step.layer, wanted)
+                    known[i] = max(inner, known[i] or 0)
+        return tuple(known)
+
+
+def _reach(layer: Layer, offset: int) -> int:
+    """The largest offset that an offset of the output is made of."""
+    if isinstance(layer, Pool):
+        return layer.reach(offset)
+    return 0 if layer.positions == "diagonal" else offset * layer.stride(0)
+
 
 def _stride(layer: Layer) -> int:
     return layer.stride(0) if layer.positions == "keep" else 1

@@ -146,8 +146,8 @@ class OfConfig:
         expected = 0.5 if place.fan_in_grows else 0.0
         if not isclose(s, expected) or self._abc.mean:
             raise UserError(
-                f"infinite width: under {self._name} {layer.weight} begins as width^{-s:g}, so that "
-                "wide networks have no kernel at initialisation; use --param ntk"
+                f"infinite width: under {self._name} {layer.weight} begins as width^{-s:g}, so "
+                "that wide networks have no kernel at initialisation; use --param ntk"
             )
         weight = self._network.initial_std(layer.weight) ** 2 * layer.fan_in
         bias = self._network.initial_std(layer.bias) ** 2 if layer.bias else 0.0

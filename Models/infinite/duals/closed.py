@@ -88,6 +88,19 @@ class Sin(Dual):
         return self.a**2 / 2 * (1 - self.phase * torch.exp(-2 * self.b**2 * q))
 
 
+class Cos(Sin):
+    """a cos(b x + c) = a sin(b x + c + π/2).
+
+    Args:
+        a: factor of the function.
+        b: factor of its argument.
+        c: phase.
+    """
+
+    def __init__(self, a: float = 1.0, b: float = 1.0, c: float = 0.0):
+        super().__init__(a, b, c + pi / 2)
+
+
 class Rbf(Dual):
     """√2 sin(√(2γ) x + π/4): K = e^{γ(2q − S)} = e^{−γ E(x−y)²}, K' = 2γ K.
 

@@ -91,7 +91,7 @@ class Mehler(Dual):
         Args:
             x: any shape.
         """
-        with torch.enable_grad():
+        with torch.set_grad_enabled(True):
             x = x.detach().requires_grad_()
             (found,) = torch.autograd.grad(self.function(x).sum(), x)
         return found
@@ -148,7 +148,7 @@ class Mehler(Dual):
         self, c: Tensor, q11: Tensor, q22: Tensor, pairs: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         functions: tuple[Callable[[Tensor], Tensor], ...] = (self.function, self.derivative)
-        chosen = [x[pairs].double().split(_AT_ONCE) for x in (c, q11, q22)]
+        chosen = [torch.split(x[pairs].double(), _AT_ONCE) for x in (c, q11, q22)]
         found: list[list[Tensor]] = [[], []]
         for cosine, one, other in zip(*chosen, strict=True):
             for k, f in enumerate(functions):

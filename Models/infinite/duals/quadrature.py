@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from math import pi
 
 import numpy as np
@@ -28,7 +29,7 @@ def _legendre(count: int) -> tuple[Tensor, Tensor]:
 def _panels(count: int) -> tuple[Tensor, Tensor]:
     """Nodes z > 0 and weights of the integral over z from 0 to 13."""
     nodes, weights = _legendre(count)
-    spans = [(a, b - a) for a, b in zip(_EDGES[:-1], _EDGES[1:], strict=True)]
+    spans = [(a, b - a) for a, b in pairwise(_EDGES)]
     z = torch.cat([a + width * nodes for a, width in spans])
     return z, torch.cat([width * weights for _, width in spans])
 

@@ -98,7 +98,8 @@ class View:
     Attributes:
         layouts: of its inputs.
         layout: of its output.
-        sides: variances of its inputs, where they are known: not after mixing, if nothing needs them.
+        sides: variances of its inputs, where they are known: not after mixing, if nothing reads
+            them.
         out: variances of its output.
         tangent: whether the tangent kernel is asked for.
         same: which pairs are twice the same example, [n, m]; ``None`` if none is.

@@ -1,4 +1,4 @@
-"""Layers that act on every position alike: nonlinearities, factors, sums, normalisation, dropout."""
+"""Layers that act on every position alike: nonlinearities, sums, normalisation, dropout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -114,6 +114,16 @@ class Pool(Layer):
     def _matrix(self, dimension: int, like: Tensor) -> Tensor:
         return torch.tensor(self.weights[dimension], dtype=like.dtype, device=like.device)
 
+    def reach(self, offset: int) -> int:
+        """The largest offset in the first dimension that an offset of the output is made of.
+
+        Args:
+            offset: of the output, or less.
+        """
+        windows = [[p for p, weight in enumerate(row) if weight] for row in self.weights[0]]
+        pairs = ((x, y) for k, x in enumerate(windows) for y in windows[k : k + offset + 1])
+        return max((max(x + y) - min(x + y) for x, y in pairs if x and y), default=0)
+
     @cached_property
     def _tiles(self) -> tuple[tuple[int, float] | None, ...]:
         """Of each dimension whose windows tile it, their size and weight."""
@@ -158,7 +168,7 @@ class Pool(Layer):
         part = (weights[used] @ pooled.reshape(len(pooled), -1)).reshape(-1, *inner)
         if total is None:
             total = block.new_zeros(outputs**2, *inner)
-            total = total.unflatten(0, (outputs, outputs)).movedim(1, 1 + others)
+            total = total.reshape(outputs, outputs, *inner).movedim(1, 1 + others)
         # A view of the pairs of rows: [P, P', …]
         pairs = total.movedim(1 + others, 1)
         pairs[used // outputs, used % outputs] += part

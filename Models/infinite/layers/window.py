@@ -123,8 +123,11 @@ def patches(maps: Tensor, windows: Sequence[Window]) -> Tensor:
         for window, size, count in zip(windows, sizes, outputs, strict=True)
     ]
     for taps in product(*(r.items() for r in ranges)):
-        place = tuple(k for k, _ in taps)
-        result[(*place, *(here for _, (here, _) in taps))] = maps[tuple(t for _, (_, t) in taps)]
+        to: tuple[int | slice, ...] = (
+            *(k for k, _ in taps),
+            *(here for _, (here, _) in taps),
+        )
+        result[to] = maps[tuple(there for _, (_, there) in taps)]
     return result.reshape(-1, *outputs, maps.shape[-1])
 
 
@@ -143,4 +146,3 @@ def total(maps: Tensor, windows: Sequence[Window]) -> Tensor:
     sizes = tuple(w.outputs(s) for w, s in zip(windows, layout.sizes, strict=True))
     out = Layout(sizes, layout.offsets)
     return box(maps.unsqueeze(-1), windows, layout, out).squeeze(-1)
-

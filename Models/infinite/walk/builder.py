@@ -41,6 +41,7 @@ class Builder:
         self.input: Value | None = None
         self._used: set[str] = set()
         self._applied: dict[int, Value] = {}
+        self._kept: list[Expression] = []
 
     def program(self, output: Symbol) -> Program:
         """Of the network whose output is ``output``.
@@ -97,17 +98,22 @@ class Builder:
 
     def _apply(self, x: Expression) -> Value:
         known = self._applied.get(id(x))
+        if known is None and x.factor is not None:
+            known = self.step("scale", Scale(x.factor), x.source) if x.factor != 1 else x.source
+        if known is None and x.outer is not None:
+            before, factor = x.outer
+            known = self.step("scale", Scale(factor), self._apply(before))
         if known is None:
             if x.source.gained:
                 raise NoLimitError(
                     "a nonlinearity follows gains that are trained; put a linear layer between "
                     "them, or elementwise_affine=False"
                 )
-            dual = dual_of(x.function, x.operations, x.factors)
+            dual = dual_of(x.function, x.operations, x.factors, x.inner)
             changes = {"gaussian": False, "centred": False}
             known = self.step("+".join(x.operations), Nonlinearity(dual), x.source, **changes)
-            self._applied[id(x)] = known
-            self._kept = [*getattr(self, "_kept", []), x]  # so that no other gets its id
+        self._applied[id(x)] = known
+        self._kept.append(x)  # so that no other gets its id
         return known
 
     def gaussian(self, x: Symbol, what: str) -> Value:

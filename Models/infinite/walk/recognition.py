@@ -1,46 +1,43 @@
 """From an elementwise function to its dual activation."""
 
 from collections.abc import Callable
-from math import pi
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from Models.infinite.duals.closed import Erf, Exp, Gelu, Sign, Sin
+from Models.infinite.duals.closed import Gelu, Sign
 from Models.infinite.duals.dual import Dual
 from Models.infinite.duals.mehler import Mehler
 from Models.infinite.duals.piecewise import PiecewiseLinear
 from Models.infinite.duals.polynomial import Polynomial
 from Models.infinite.duals.rectified import RectifiedPower
+from Models.infinite.duals.registry import DUALS
 
 Function = Callable[[Tensor], Tensor]
 
-_NAMED: dict[str, Callable[[], Dual]] = {
-    "erf": Erf,
-    "sin": Sin,
-    "cos": lambda: Sin(c=pi / 2),
-    "exp": Exp,
-    "sign": Sign,
-    "sgn": Sign,
-}
+_NAMED = {entry.operation: entry for entry in DUALS if entry.operation}
 
 _POINTS = (1e-3, 0.1, 0.7, 1.0, 2.5, 10.0)
 _HIGHEST = 6
 """Degree up to which polynomials are looked for."""
 
 
-def dual_of(function: Function, operations: tuple[str, ...], factors: tuple[Any, ...]) -> Dual:
+def dual_of(
+    function: Function, operations: tuple[str, ...], factors: tuple[Any, ...], inner: float = 1.0
+) -> Dual:
     """The dual activation in closed form, if one is known, else by Mehler's series.
 
     Args:
         function: f, elementwise, differentiable by torch.
         operations: of which it is made.
         factors: what else the operations were given.
+        inner: what the argument is multiplied by before the first operation.
     """
     if len(operations) == 1 and operations[0] in _NAMED:
-        return _NAMED[operations[0]]()
-    if operations == ("gelu",) and "tanh" not in factors:
+        dual: Dual = _NAMED[operations[0]].load()(b=inner)
+        return dual
+    if operations == ("gelu",) and "tanh" not in factors and inner == 1:
         return Gelu()
     return _homogeneous(function) or _polynomial(function) or Mehler(function)
 
@@ -55,6 +52,8 @@ def _homogeneous(function: Function) -> Dual | None:
         if torch.allclose(right, b * power, 1e-12, 0) and torch.allclose(left, a * power, 1e-12, 0):
             if a == b == 0:
                 return None
+            if n == 0 and a == -b == -1:
+                return Sign()
             if n == 1:
                 return PiecewiseLinear(-a, b, _slope_at_zero(function))
             if a != b or n == 3:
@@ -63,7 +62,7 @@ def _homogeneous(function: Function) -> Dual | None:
 
 
 def _slope_at_zero(function: Function) -> float:
-    with torch.enable_grad():
+    with torch.set_grad_enabled(True):
         zero = torch.zeros((), dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(function(zero), zero)
     return float(slope)

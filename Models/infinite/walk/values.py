@@ -66,12 +66,18 @@ class Expression:
         function: of any tensor.
         operations: names of the graph's operations that make it up.
         factors: numbers that the operations were given.
+        factor: where it is nothing but a multiplication, the number.
+        inner: what the value was multiplied by before the first operation.
+        outer: where it ends with a multiplication, what was before it, and the number.
     """
 
     source: Value
     function: Callable[[Tensor], Tensor]
     operations: tuple[str, ...]
     factors: tuple[Any, ...] = ()
+    factor: float | None = None
+    inner: float = 1.0
+    outer: "tuple[Expression, float] | None" = None
 
 
 @dataclass(frozen=True)
