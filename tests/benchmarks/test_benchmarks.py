@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ensemble, gpu, observer, stages, training_loop
+from benchmarks import ensemble, gpu, infinite, observer, stages, training_loop
 from benchmarks.common import ratio
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,15 @@ def test_stages_table_compares_the_same_bytes() -> None:
     assert [row["rival"] for row in rows] == ["copy", "copy", "read"]
     sizes = [float(row["MB per step"]) for row in rows]
     assert max(sizes) / min(sizes) < 1.1
+
+
+def test_infinite_table_has_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"fc relu3, n=1000, d=784": (infinite._dense, 4, (784,))}
+    monkeypatch.setattr(infinite, "CASES", small)
+    monkeypatch.setattr(infinite, "_memory", lambda case, name: 0.0)
+    rows = infinite.measure(list(small), repetitions=1)
+    assert [row["format"] for row in rows] == ["float32", "float64"]
+    assert all(float(row["ms per entry"]) > 0 for row in rows)
 
 
 def test_an_unknown_benchmark_is_named() -> None:

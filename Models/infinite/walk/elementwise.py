@@ -118,10 +118,14 @@ def scaled(builder: Builder, x: Symbol, factor: float) -> Symbol:
         raise NoLimitError("everything is multiplied by zero")
     if isinstance(x, Expression) or (isinstance(x, Value) and x.gaussian):
         before = _expression(builder, x, "mul")
-        parts = {"source": before.source, "function": lambda z: before.function(z) * factor}
+
+        def function(z: Tensor) -> Tensor:
+            return before.function(z) * factor
+
         if before.factor is not None:
-            return Expression(**parts, operations=(), factor=before.factor * factor)
-        return Expression(**parts, operations=(*before.operations, "mul"), outer=(before, factor))
+            return Expression(before.source, function, (), factor=before.factor * factor)
+        operations = (*before.operations, "mul")
+        return Expression(before.source, function, operations, outer=(before, factor))
     return builder.step("scale", Scale(factor), builder.value(x))
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import sqrt
+from typing import Any
 
 import mpmath as mp
 import torch
 from torch import Tensor, nn
-
-Index = tuple[int, ...]
 
 
 def angle_kernels(s: mp.mpf, q: mp.mpf, a: float, b: float) -> tuple[mp.mpf, mp.mpf]:
@@ -31,8 +30,8 @@ def dense_exactly(
     mp.mp.dps = 50
     rows = [[mp.mpf(float(v)) for v in row] for row in x.tolist()]
     n, w, c = len(rows), mp.mpf(weight), mp.mpf(bias)
-    cells = list(product(range(n), repeat=2))
-    q = {(i, j): mp.fdot(rows[i], rows[j]) / len(rows[0]) for i, j in cells}
+    cells: list[Any] = list(product(range(n), repeat=2))
+    q: dict[Any, mp.mpf] = {(i, j): mp.fdot(rows[i], rows[j]) / len(rows[0]) for i, j in cells}
     t = dict.fromkeys(cells, mp.mpf(0))
     for layer in range(depth + 1):
         q = {ij: w * q[ij] + c for ij in cells}
@@ -62,16 +61,16 @@ def convolution_exactly(
     n, channels, size = x.shape
     w, c = mp.mpf(weight), mp.mpf(bias)
     values = [[[mp.mpf(float(v)) for v in row] for row in image] for image in x.tolist()]
-    q = {
+    q: dict[Any, mp.mpf] = {
         (i, j, p, r): mp.fsum(values[i][k][p] * values[j][k][r] for k in range(channels)) / channels
         for i, j, p, r in product(range(n), range(n), range(size), range(size))
     }
     t = dict.fromkeys(q, mp.mpf(0))
     for stride in layers:
         out = (size - 1) // stride + 1
-        cells = list(product(range(n), range(n), range(out), range(out)))
+        cells: list[Any] = list(product(range(n), range(n), range(out), range(out)))
 
-        def mean(block: dict[Index, mp.mpf], cell: Index, stride: int = stride) -> mp.mpf:
+        def mean(block: dict[Any, mp.mpf], cell: Any, stride: int = stride) -> mp.mpf:
             i, j, p, r = cell
             taps = [(i, j, stride * p + k, stride * r + k) for k in (-1, 0, 1)]
             return mp.fsum(block.get(tap, mp.mpf(0)) for tap in taps) / 3
@@ -96,7 +95,7 @@ def convolution_exactly(
     return _matrix(q, n), _matrix(t, n)
 
 
-def _matrix(cells: dict[Index, mp.mpf], n: int) -> Tensor:
+def _matrix(cells: dict[Any, mp.mpf], n: int) -> Tensor:
     rows = [[float(cells[i, j]) for j in range(n)] for i in range(n)]
     return torch.tensor(rows, dtype=torch.float64)
 

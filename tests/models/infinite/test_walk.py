@@ -73,9 +73,10 @@ def test_the_width_of_a_run_does_not_matter() -> None:
         infinite_network(config_of(model="conv", width=w, param="ntk"), (1, 4, 4), 3).kernels(x).ntk
         for w in (8, 32)
     ]
-    assert kernels[0] is not None
-    assert kernels[1] is not None
-    assert torch.allclose(*kernels, rtol=1e-5)
+    narrow, wide = kernels
+    assert narrow is not None
+    assert wide is not None
+    assert torch.allclose(narrow, wide, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NONLINEARITIES.names)
@@ -128,7 +129,7 @@ def test_without_a_parametrization_there_is_no_limit() -> None:
 # ---------------------------------------------------------------------- modules
 
 
-def net(function: Callable[[nn.ModuleDict, Tensor], Tensor], **parts: nn.Module) -> nn.Module:
+def net(function: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> nn.Module:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
