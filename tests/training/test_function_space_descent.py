@@ -1,7 +1,6 @@
 """SGD of linearised networks in function space, against torch.optim on explicit weights."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -220,11 +219,9 @@ def test_steps_after_the_end_are_refused() -> None:
     rules = [Coefficients(0.1, 0.0)] * 5
     with pytest.raises(ValueError, match="after the schedule's 5 steps"):
         squared_error(full_model()).descent(stretches(rules), [3, 6])
+    kernel, batches = full_model().train, some_batches(4)
     with pytest.raises(ValueError, match="5 rules and 4 batches"):
-        batches: Sequence[Tensor] = some_batches(4)
-        train_on_batches(
-            full_model().train, targets(), targets(), mean_squared_error, rules, batches, [1]
-        )
+        train_on_batches(kernel, targets(), targets(), mean_squared_error, rules, batches, [1])
 
 
 def test_decay_without_the_radial_derivative_is_refused() -> None:

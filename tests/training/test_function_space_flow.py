@@ -30,7 +30,7 @@ from Training.function_space import (
     regularized,
     train_on_batches,
 )
-from Training.function_space.losses import loss_hessian
+from Training.function_space.losses import Loss, loss_hessian
 from Training.losses import cross_entropy, mean_squared_error
 from Utils.errors import UserError
 
@@ -144,12 +144,11 @@ def test_time_zero_alone() -> None:
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, mean_squared_error])
-def test_hessians_of_losses(loss: object) -> None:
-    function = cross_entropy if loss is cross_entropy else mean_squared_error
+def test_hessians_of_losses(loss: Loss) -> None:
     f, y = targets(), labels()
-    whole = torch.autograd.functional.hessian(lambda x: function(x, y), f)
+    whole = torch.autograd.functional.hessian(lambda x: loss(x, y), f)
     blocks = torch.stack([whole[n, :, n] for n in range(TRAIN)])
-    torch.testing.assert_close(loss_hessian(function, f, y), blocks)
+    torch.testing.assert_close(loss_hessian(loss, f, y), blocks)
 
 
 def test_small_steps_are_gradient_flow() -> None:
