@@ -103,7 +103,7 @@ def test_outputs_are_the_first_two_terms_of_taylors_series(
     network: tuple[nn.Module, Tensor],
 ) -> None:
     model, inputs = network
-    linear, start = LinearizedModel(model), flat(model.parameters())
+    linear, start = LinearizedModel(model).train(), flat(model.parameters())
     with torch.no_grad():
         for parameter in linear.parameters():
             parameter.add_(torch.randn_like(parameter))
