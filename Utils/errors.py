@@ -37,6 +37,22 @@ class Unreachable(UserError):
     """A bucket does not answer or refuses: going on as if its files did not exist loses them."""
 
 
+class Diverged(UserError):
+    """What ends a diverging run.
+
+    Args:
+        what: as in "loss of step 3 is nan".
+        step: the update that led to it.
+    """
+
+    def __init__(self, what: str, step: int):
+        super().__init__(
+            f"the {what}; all that was saved before is kept; "
+            "lower --lr, or use --warmup-steps or --clip-norm"
+        )
+        self.step = step
+
+
 class StorageError(UserError):
     """A file or folder of this machine cannot be read or written."""
 

@@ -131,7 +131,7 @@ def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:
                 flags.metric_names()
     if config.retry_failed:
         found = {run.expid: newest(experiment.folder(run)) for run in runs}
-        failed = {k: last.number for k, last in found.items() if last and last.state == "failed"}
+        failed = {k: last.number for k, last in found.items() if last and last.has_failed}
         experiment = replace(experiment, retried=failed)
     return experiment, runs
 
