@@ -100,7 +100,7 @@ def fit_exponent(
     slopes = np.array([_slope(x, y) for x, y in lines])
     return Fit(
         exponent=float(slopes.mean()),
-        interval=_t_interval(slopes) if len(lines) > 1 else _regression_interval(*lines[0]),
+        interval=interval_of_mean(slopes) if len(lines) > 1 else _regression_interval(*lines[0]),
         last_octave=float(np.mean([_last_octave(x, y) for x, y in lines])),
         widths=len(np.unique(np.concatenate([x for x, _ in lines]))),
         seeds=len(lines),
@@ -126,6 +126,14 @@ def minimum(rates: Array, losses: Array) -> tuple[float, float]:
     return float(rates[k] * np.exp(-b / (2 * a))), float(c - b * b / (4 * a))
 
 
+def interval_of_mean(values: Array) -> float:
+    """Half of Student's 95 % interval of the mean of values [S]; infinite for a single one."""
+    count = len(values)
+    if count < 2:
+        return float("inf")
+    return float(stdtrit(count - 1, 0.975) * values.std(ddof=1) / np.sqrt(count))
+
+
 def _slope(x: Array, y: Array) -> float:
     centred = x - x.mean()
     return float(centred @ y / (centred @ centred))
@@ -138,9 +146,6 @@ def _last_octave(x: Array, y: Array) -> float:
     return _slope(x[last], y[last])
 
 
-def _t_interval(slopes: Array) -> float:
-    count = len(slopes)
-    return float(stdtrit(count - 1, 0.975) * slopes.std(ddof=1) / np.sqrt(count))
 
 
 def _regression_interval(x: Array, y: Array) -> float:

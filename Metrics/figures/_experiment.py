@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from Metrics.figures._cache import Array
+from Metrics.width.layout import HEAD
 from Utils.storage import datasets, open_hdf5
 
 ADVICE = "run cache.py for this experiment again, with --overwrite"
-
-_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class ExperimentCache:
         seeds: [R].
         groups: [R] their labels.
         rates: [R] their --lr.
+        diverged: [R] the step at which a run's loss was no longer finite, −1 if it never was.
         parametrizations: a, b and c of the roles, the family and the depth, by group.
         steps: [T].
         curves: [R, T] by quantity and layer; NaN where nothing was measured.
@@ -68,6 +68,7 @@ class ExperimentCache:
     seeds: NDArray[np.int64]
     groups: NDArray[np.str_]
     rates: Array
+    diverged: NDArray[np.int64]
     parametrizations: Mapping[str, Mapping[str, str]]
     steps: NDArray[np.int64]
     curves: Mapping[tuple[str, str], Array]
@@ -92,7 +93,7 @@ def read_experiment(path: Path) -> ExperimentCache:
         curves = {}
         for name, dataset in datasets(h5):
             quantity, _, layer = name.partition("/")
-            if name not in _HEAD and quantity != "fits":
+            if name not in HEAD and quantity != "fits":
                 curves[quantity, layer] = dataset[()].astype(float)
         texts = ("group", "quantity", "layer", "predicted", "verdict")
         table = {column: h5["fits"][column][()] for column in h5["fits"]}
@@ -106,6 +107,7 @@ def read_experiment(path: Path) -> ExperimentCache:
             seeds=h5["seeds"][()],
             groups=_texts(h5["groups"][()]),
             rates=h5["rates"][()],
+            diverged=h5["diverged"][()],
             parametrizations={
                 label: json.loads(text)
                 for label, text in zip(

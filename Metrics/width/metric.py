@@ -79,6 +79,10 @@ class WidthMetric(Protocol):
     def reads_layers(self) -> bool:
         """Whether it needs the network, and not only numbers saved with checkpoints."""
 
+    @property
+    def counts_diverged(self) -> bool:
+        """Whether runs that have diverged take part, also those without features."""
+
     def measure(self, checkpoint: Checkpoint) -> Values:
         """The numbers of one run at one step."""
 
@@ -97,6 +101,7 @@ class PerLayer:
 
     within: tuple[str, ...] = ()
     reads_layers = True
+    counts_diverged = False
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
         of_name = {member.name: member for member in members}

@@ -1,7 +1,7 @@
 """One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
 
-R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``,
-``exponents`` [R], the last one a, b and c as JSON; ``steps`` [T];
+R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``, ``diverged`` (the
+step at which, or −1), ``exponents`` (a, b and c as JSON) [R]; ``steps`` [T];
 ``sources`` [R, T], which checkpoints, empty where a run has none; ``<quantity>/<layer>`` [R, T],
 NaN where nothing was measured; ``fits/<column>`` [F], the table of exponents, by ``fits/line``.
 Dimension scales name the axes.
@@ -16,16 +16,12 @@ import numpy as np
 
 from Metrics.registry import MetricEntry
 from Metrics.width.exponents import COLUMNS, Exponent
+from Metrics.width.layout import HEAD, OF_RUNS, WHOLE
 from Metrics.width.members import Group
 from Metrics.width.metric import Cell, Cells, Quantity
 from Utils.storage import datasets, open_hdf5, write_hdf5
 
 AGAIN = "run cache.py for this experiment again, with --overwrite"
-
-WHOLE = "network"
-"""What stands for the layer where a quantity is the whole network's."""
-
-_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
 
 
 class Measurements:
@@ -57,7 +53,7 @@ class Measurements:
             curves = {
                 name: dataset[()]
                 for name, dataset in datasets(file)
-                if name not in _HEAD and not name.startswith("fits/")
+                if name not in HEAD and not name.startswith("fits/")
             }
         for r, run in enumerate(runs):
             for t, step in enumerate(steps):
@@ -116,6 +112,7 @@ def write(
         "seeds": np.array([member.seed for _, member in members], np.int64),
         "groups": _texts([label for label, _ in members]),
         "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
+        "diverged": np.array([-1 if m.diverged is None else m.diverged for _, m in members]),
         "exponents": _texts([json.dumps(parametrizations[label]) for label, _ in members]),
         "steps": np.array(steps, np.int64),
         "sources": _texts(sources),
@@ -123,7 +120,7 @@ def write(
     rows_of_table = [exponent.row() for exponent in exponents]
     table = {f"fits/{name}": _column([row[name] for row in rows_of_table]) for name in COLUMNS}
     scales: dict[str, tuple[str, ...]] = dict.fromkeys((*curves, "sources"), ("runs", "steps"))
-    scales |= dict.fromkeys(("widths", "seeds", "groups", "rates", "exponents"), ("runs",))
+    scales |= dict.fromkeys(OF_RUNS, ("runs",))
     scales |= dict.fromkeys(table, ("fits/line",))
     table["fits/line"] = np.arange(len(exponents))
     told = (f"{run} {step} {source}" for (run, step), source in sorted(measured.sources.items()))

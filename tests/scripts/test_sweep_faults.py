@@ -45,7 +45,7 @@ def test_twelve_runs_with_every_misfortune(tmp_path: Path) -> None:
 
     code, lines, _ = sweep.run("status")
     assert [line.split(None, 1)[1] for line in lines if "raises" in line] == [
-        "failed   train: ArithmeticError: no such number"
+        "failed    train: ArithmeticError: no such number"
     ]
     code, lines, _ = sweep.run()
     assert (code, lines) == (1, ["12 runs: 11 done, 1 failed"] * 2)

@@ -1,0 +1,10 @@
+"""What the caches of width metrics call their datasets, for who writes and who draws them."""
+
+OF_RUNS = ("widths", "seeds", "groups", "rates", "diverged", "exponents")
+"""One number or text of each run."""
+
+HEAD = {"runs", *OF_RUNS, "steps", "sources"}
+"""What tells of runs and steps, and is no quantity."""
+
+WHOLE = "network"
+"""What stands for the layer where a quantity is the whole network's."""
