@@ -3,7 +3,7 @@
 Of seeds, geometric means are drawn, with Student's 95 % interval of the mean of the logarithms.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array
 from Metrics.figures._experiment import ExperimentCache, FittedExponent
-from Metrics.figures._exponents import size_axis, width_axis
+from Metrics.figures._exponents import width_axis
 from Metrics.figures._frame import Legend, add_header, header_height
 from Metrics.figures._layout import charts
 from Metrics.figures._options import NothingToDraw, Options
@@ -114,11 +115,12 @@ def _by_rate(cache: ExperimentCache, some: Any) -> Iterator[tuple[float, Array]]
 def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[int, Any]) -> None:
     """Curves through the learning rates at which no seed diverged; the others are crossed out."""
     axes.set_xscale("log")
-    size_axis(axes)
+    drawn = []
     for line, (n, colour) in enumerate(colours.items()):
         some = (cache.groups == group) & (cache.widths == n)
         found = [(rate, losses) for rate, losses in _by_rate(cache, some)]
         whole = {rate: Mean.of(losses) for rate, losses in found if np.isfinite(losses).all()}
+        drawn += [mean.value for mean in whole.values()]
         axes.plot([*whole], [m.value for m in whole.values()], ".-", color=colour, **_THIN_DOTS)
         for rate, losses in found:
             if rate not in whole:
@@ -126,16 +128,39 @@ def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[int
         best, least = _minima(cache, some)
         if len(best):
             across, down = Mean.of(best), Mean.of(least)
+            drawn.append(down.value)
             axes.plot(across.value, down.value, "v", color=colour, markersize=5, zorder=5)
             axes.plot(across.ends, [down.value] * 2, color=colour, linewidth=1.0, zorder=5)
-    limits = axes.get_ylim()  # of the means; intervals of two or three seeds are wide
+    rates = cache.rates[cache.groups == group]
+    axes.set_xlim(rates.min() / 1.3, rates.max() * 1.3)
+    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    axes.xaxis.set_minor_locator(NullLocator())
     for n, colour in colours.items():
         some = (cache.groups == group) & (cache.widths == n)
-        means = [(rate, Mean.of(losses)) for rate, losses in _by_rate(cache, some)]
-        band = [(rate, *mean.ends) for rate, mean in means if np.isfinite(mean.value)]
-        if band:
-            axes.fill_between(*zip(*band, strict=True), color=colour, alpha=_BAND, linewidth=0)
-    axes.set_ylim(limits)
+        found = [each for each in _by_rate(cache, some) if np.isfinite(each[1]).all()]
+        _band(axes, [r for r, _ in found], [Mean.of(losses) for _, losses in found], colour)
+    _limit(axes, drawn, _slowest(cache, group))
+
+
+def _slowest(cache: ExperimentCache, group: str) -> float:
+    """The largest loss at the smallest learning rate: about that of untrained networks."""
+    _, losses = next(_by_rate(cache, cache.groups == group))
+    return float(losses.max())
+
+
+def _limit(axes: Axes, losses: Sequence[float], usual: float = np.inf) -> None:
+    """Show the means, but not what is far above ``usual``: runs on their way to diverging.
+
+    Intervals of two or three seeds may be wider than that.
+    """
+    highest = min(max(losses, default=1.0), 3 * usual)
+    style.log_ticks(axes, min(losses, default=0.1) / 1.5, highest * 1.5)
+
+
+def _band(axes: Axes, x: Sequence[float], means: Sequence[Mean], colour: Any) -> None:
+    """The intervals of means, shaded."""
+    low, high = ([mean.ends[i] for mean in means] for i in (0, 1))
+    axes.fill_between(x, low, high, color=colour, alpha=_BAND, linewidth=0)
 
 
 _THIN_DOTS: dict[str, Any] = {"markersize": 3, "linewidth": 1.2}
@@ -161,7 +186,9 @@ def _minima(cache: ExperimentCache, some: Any) -> tuple[Array, Array]:
     """The best learning rates of seeds, and their losses there, where these are known."""
     found = []
     for seed in np.unique(cache.seeds[some]):
-        curve = [(rate, loss.mean()) for rate, loss in _by_rate(cache, some & (cache.seeds == seed))]
+        curve = [
+            (rate, loss.mean()) for rate, loss in _by_rate(cache, some & (cache.seeds == seed))
+        ]
         if curve:
             found.append(minimum(*np.array(curve).T))
     known = np.array(found).reshape(-1, 2)
@@ -219,18 +246,16 @@ def _at_fixed_rate(
     losses = dict(_by_rate(cache, members))
     sound = [rate for rate, found in losses.items() if np.isfinite(found).all()] or [*losses]
     rate = sound[len(sound) // 2]
-    bands = []
+    bands: list[tuple[list[float], list[Mean], Any]] = []
     for n, colour in colours.items():
         curves = cache.curves[_LOSS][members & (cache.widths == n) & (cache.rates == rate)]
         curves = curves[np.isfinite(curves).any(1)]
         known = np.isfinite(curves).all(0) & bool(len(curves))
         if known.any():
             means = [Mean.of(values) for values in curves[:, known].T]
-            axes.plot(cache.steps[known], [m.value for m in means], color=colour, **style.THIN)
-            bands.append((cache.steps[known], [m.ends for m in means], colour))
-    size_axis(axes)
-    limits = axes.get_ylim()
-    for steps, ends, colour in bands:
-        axes.fill_between(steps, *zip(*ends, strict=True), color=colour, alpha=_BAND, linewidth=0)
-    axes.set_ylim(limits)
+            bands.append((cache.steps[known].tolist(), means, colour))
+            axes.plot(bands[-1][0], [m.value for m in means], color=colour, **style.THIN)
+    for band in bands:
+        _band(axes, *band)
+    _limit(axes, [mean.value for _, means, _ in bands for mean in means])
     return rate

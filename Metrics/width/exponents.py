@@ -144,6 +144,8 @@ def summary(exponents: Sequence[Exponent]) -> str:
     """How many exponents agree with theory."""
     verdicts = [e.verdict for e in exponents]
     compared = sum(v != "" for v in verdicts)
+    if not compared:
+        return "no exponent has a prediction"
     text = f"{verdicts.count('agrees')} of {compared} exponents agree with theory"
     if waiting := verdicts.count("pre-asymptotic"):
         text += f", {waiting} not yet (~)"

@@ -2,9 +2,9 @@
 
 Runs that differ in --lr besides width and seed are one group. For each width and seed, the best
 learning rate is where the last training loss is least, between the points of the sweep: at the
-vertex of the parabola through the least loss and its two neighbours over log lr, where these
-exist. If the best one of a sweep is at its end, it is not known. A run that has diverged has an
-infinite loss; one that has not come to its end has none.
+vertex of the parabola of log loss over log lr through the least one and its two neighbours,
+where these exist. If the best one of a sweep is at its end, it is not known. A run that has
+diverged has an infinite loss; one that has not come to its end has none.
 """
 
 from collections.abc import Mapping, Sequence

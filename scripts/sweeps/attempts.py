@@ -176,9 +176,7 @@ def claim(run: RunFolder, stages: Stages, retried: int = 0) -> Claim | None:
     """
     last = newest(run)
     if last is not None and (
-        is_alive(run, last)
-        or not last.lacks(stages)
-        or (last.has_failed and last.number > retried)
+        is_alive(run, last) or not last.lacks(stages) or (last.has_failed and last.number > retried)
     ):
         return None
     attempt = _next(run, last)

@@ -50,8 +50,9 @@ def standing(experiment: Experiment, run: Run) -> Standing:
     if not lacking:
         return Standing("done", f"{sum(last.seconds.values()):.1f} s")
     if last.has_failed and last.number > experiment.retried.get(run.expid, 0):
-        condition: Condition = "diverged" if last.state == "diverged" else "failed"
-        return Standing(condition, f"{last.stage}: {last.error}" if last.stage else last.error)
+        if last.state == "diverged":
+            return Standing("diverged", last.error.partition(";")[0])
+        return Standing("failed", f"{last.stage}: {last.error}" if last.stage else last.error)
     if last.state == "done" or last.has_failed:
         return Standing("missing", f"{lacking[0]} is to be done")
     return Standing("stopped", _where(folder, last))

@@ -82,10 +82,9 @@ def test_runs_that_share_their_steps_share_no_faults(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert (done.returncode, lines[-1]) == (0, "4 runs: 2 done, 2 diverged"), done.stderr
-    ended = [line for line in lines if ": diverged, train: " in line]
+    ended = [line for line in lines if ": diverged, the loss of step " in line]
     assert all(line.startswith("seed=") and ",lr=1e+100-" in line for line in ended)
     assert len(ended) == 2
-    assert all("lower --lr" in line for line in ended)
     runs = [*(tmp_path / "e").glob("seed=?,lr=0.1-*")]
     assert all((run / "feats" / "step6.h5").exists() for run in runs)
     (log,) = (tmp_path / "e" / ".sweep").glob("*/*_log.out")
