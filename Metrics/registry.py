@@ -25,6 +25,7 @@ Kind = Literal[
     "certificate",
     "curves",
     "exponents",
+    "outputs",
     "coordinates",
     "transfer",
 ]
@@ -313,7 +314,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "Yaida (2020), Non-Gaussian processes, arXiv 1910.00019",
             title="Outputs at initialisation",
             ylabel="size, excess kurtosis",
-            kind="exponents",
+            kind="outputs",
             default=False,
             scope="experiment",
         ),

@@ -56,6 +56,7 @@ class ExperimentCache:
         parametrizations: a, b and c of the roles, the family and the depth, by group.
         steps: [T].
         curves: [R, T] by quantity and layer; NaN where nothing was measured.
+        outputs: [R, N, C] of the untrained networks, examples and outputs; empty if not measured.
         fits: the table of exponents.
         features_hash: of the features it was made from.
     """
@@ -72,6 +73,7 @@ class ExperimentCache:
     parametrizations: Mapping[str, Mapping[str, str]]
     steps: NDArray[np.int64]
     curves: Mapping[tuple[str, str], Array]
+    outputs: Array
     fits: tuple[FittedExponent, ...]
     features_hash: str
 
@@ -90,11 +92,15 @@ class ExperimentCache:
 def read_experiment(path: Path) -> ExperimentCache:
     """Read a metric's cache; raises ``UserError`` if it is missing, damaged or incomplete."""
     with open_hdf5(path, ADVICE) as h5:
-        curves = {}
+        curves, outputs = {}, np.empty((0, 0, 0))
         for name, dataset in datasets(h5):
             quantity, _, layer = name.partition("/")
-            if name not in HEAD and quantity != "fits":
+            if name in HEAD or quantity == "fits":
+                continue
+            if dataset.ndim == 2:
                 curves[quantity, layer] = dataset[()].astype(float)
+            else:
+                outputs = dataset[:, 0]
         texts = ("group", "quantity", "layer", "predicted", "verdict")
         table = {column: h5["fits"][column][()] for column in h5["fits"]}
         table |= {column: _texts(table[column]) for column in texts}
@@ -116,6 +122,7 @@ def read_experiment(path: Path) -> ExperimentCache:
             },
             steps=h5["steps"][()],
             curves=curves,
+            outputs=outputs,
             fits=tuple(_fit(table, line) for line in range(len(table["group"]))),
             features_hash=str(h5.attrs["features_hash"]),
         )

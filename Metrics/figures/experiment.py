@@ -10,6 +10,7 @@ from Metrics.figures._config import PlotConfig
 from Metrics.figures._experiment import ExperimentCache, read_experiment
 from Metrics.figures._exponents import MANY, draw_forest, draw_sizes, quantities_of
 from Metrics.figures._files import fingerprint, is_current, save
+from Metrics.figures._histogram import draw_histogram
 from Metrics.figures._options import NothingToDraw, Options, check_layers
 from Metrics.figures._phases import axes_of, draw_phases
 from Metrics.figures._style import settings
@@ -24,6 +25,7 @@ Draw = Callable[[ExperimentCache, Options], Figure]
 _FIGURES: dict[str, dict[str, Draw]] = {
     "exponents": {"": draw_sizes, "-exponents": draw_forest},
     "coordinates": {"": draw_sizes, "-exponents": draw_forest, "-phases": draw_phases},
+    "outputs": {"": draw_histogram, "-exponents": draw_forest},
     "transfer": {"": draw_transfer, "-exponents": draw_forest},
 }
 """What is drawn of the kinds of metrics, by what is added to the names of the files."""

@@ -3,7 +3,10 @@
 OF_RUNS = ("widths", "seeds", "groups", "rates", "diverged", "exponents")
 """One number or text of each run."""
 
-HEAD = {"runs", *OF_RUNS, "steps", "sources"}
+AXES = ("examples", "outputs of it")
+"""Of arrays that are kept for figures, behind runs and steps."""
+
+HEAD = {"runs", *OF_RUNS, "steps", "sources", *AXES}
 """What tells of runs and steps, and is no quantity."""
 
 WHOLE = "network"

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from Metrics.width.members import Member
@@ -25,7 +27,10 @@ class Quantity(NamedTuple):
     layer: str = ""
 
 
-Values = Mapping[Quantity, float]
+Array = NDArray[np.float64]
+
+Values = Mapping[Quantity, float | Array]
+"""What was measured; arrays [N, C], of examples and outputs, are kept for figures alone."""
 
 
 FAN_IN, FAN_OUT = "fan in", "fan out"
