@@ -127,7 +127,7 @@ class Trainer:
             if _OVERFLOW not in str(error):
                 raise
             step = self.state.step + 1
-            raise Diverged(f"update of step {step} overflows {self.config.dtype}", step) from error
+            raise Diverged.at(step, f"update of step {step} overflows {self.config.dtype}") from error
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of this process's share: its mean over processes is the batch's loss."""
@@ -161,7 +161,7 @@ class Trainer:
         metrics = evaluate(state.model, state.forward, batches, self.loss_function, backend)
         if not math.isfinite(metrics["test_loss"]):
             what = f"test loss after step {state.step} is {metrics['test_loss']}"
-            raise Diverged(what, state.step)
+            raise Diverged.at(state.step, what)
         return metrics
 
     def _report(self, metrics: dict[str, float], milestone: bool) -> None:

@@ -60,7 +60,7 @@ class LossRecord:
         self._pending.clear()
         for update, value in enumerate(values, start=step - len(values) + 1):
             if not math.isfinite(value):
-                raise Diverged(f"loss of step {update} is {value}", update)
+                raise Diverged.at(update, f"loss of step {update} is {value}")
             for span in self._sums:
                 self._sums[span] += value
                 self._counts[span] += 1

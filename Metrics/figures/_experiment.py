@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from Metrics.figures._cache import Array
+from Metrics.fits import Verdict
+from Metrics.width import table as tables
 from Metrics.width.layout import HEAD
 from Utils.storage import datasets, open_hdf5
 
@@ -31,7 +33,11 @@ class FittedExponent:
     exponent: float
     interval: float
     predicted: Fraction | None
-    verdict: str
+    verdict: Verdict
+
+    def cell(self) -> str:
+        """As in the terminal's table: "-0.51±0.04 (-1/2)"."""
+        return tables.cell(self.exponent, self.interval, self.predicted, self.verdict)
 
     def label(self) -> str:
         """ "fc1 −0.51 (−1/2)"."""

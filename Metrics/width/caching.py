@@ -13,11 +13,12 @@ from pathlib import Path
 
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS, MetricEntry
-from Metrics.width.exponents import Exponent, exponents_of, summary, table_text, write_csv
+from Metrics.width.exponents import Exponent, exponents_of, table_text, write_csv
 from Metrics.width.members import Group, Member, grouped, read_members
 from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, Quantity, Values, WidthMetric
 from Metrics.width.network import AGAIN, Network
 from Metrics.width.store import Measurements, write
+from Metrics.width.table import summary
 from Metrics.width.theory import Fans, theory_of
 from Utils.errors import Unreachable, UserError, left_out
 from Utils.logging import progress, stage_logger
@@ -52,7 +53,7 @@ class Findings:
             widths, seeds = ({getattr(m, n) for m in group.members} for n in ("width", "seed"))
             head = f"{self.metric}, {group.label}: widths {min(widths)} to {max(widths)}"
             reason = self.silent.get(group.label, "")
-            told = f"no theory: {reason}" if reason else summary(own)
+            told = f"no theory: {reason}" if reason else summary([e.verdict for e in own])
             lines += [f"{head} ({len(widths)}), {len(seeds)} seeds; {told}"]
             lines += [*_ended(group), *table_text(own), ""]
         return "\n".join(lines).rstrip()

@@ -15,7 +15,8 @@ import pytest
 from torch import Tensor
 
 from tests.clouds import Cloud, answering
-from tests.runs import ROOT, TINY, train_run
+from tests.experiments import cached
+from tests.runs import ROOT, TINY, extract_run, train_run
 from tests.training.helpers import differences, journal_of
 from Training.checkpoints import load_checkpoint
 from Training.config import TrainConfig
@@ -25,7 +26,7 @@ from Utils.buckets import lease as lease_module
 from Utils.buckets import working_copy as working_copy_module
 from Utils.buckets.places import BucketPlace
 from Utils.cli import parse
-from Utils.errors import Unreachable, Unreadable, UserError
+from Utils.errors import Diverged, Unreachable, Unreadable, UserError
 from Utils.rundir import RunFolder
 from Utils.runs import open_run
 
@@ -341,6 +342,55 @@ def test_a_report_of_an_experiment(
     assert cloud.names("some/prefix/e/a/img") == ["some/prefix/e/a/img/report.html"]
     with pytest.raises(UserError, match=r"gs://.*/some/prefix/e/c has no cache to draw"):
         stage("plot", "--report", "c")
+
+
+def test_metrics_of_an_experiment(
+    cloud: Cloud,
+    stage: Stage,
+    move: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Cached on one machine, drawn on another, and the same as in a folder."""
+    for expid, flags in (("a", "--width 8 --lr 0.1"), ("b", "--width 16 --lr 0.1")):
+        stage("train", f"{TINY} --model fc {flags}", expid)
+        stage("extract", "--probe none", expid)
+    with pytest.raises(Diverged):
+        stage("train", f"{TINY} --model fc --width 16 --lr 1e60", "c")
+    second = move("second")
+    assert stage("cache", "--metrics transfer,gradients", "") == 0
+    names = [
+        f"some/prefix/e/cache/{m}.{e}" for m in ("gradients", "transfer") for e in ("csv", "h5")
+    ]
+    assert cloud.names("some/prefix/e/cache") == names
+    assert "1 of 3 runs diverged" in capsys.readouterr().out
+    weights = [*second.rglob("ckpt/*.tar")]
+    assert not weights  # what is not needed is not fetched
+    assert stage("cache", "--metrics transfer,gradients", "") == 0
+    assert (
+        "0 new checkpoints of 2 runs measured"
+        in cloud.read("some/prefix/e/logs/cache.log").decode()
+    )
+    move("third")
+    capsys.readouterr()
+    assert stage("plot", "--format png", "") == 0  # all that there is
+    drawn = [
+        f"some/prefix/e/img/{m}{p}.png"
+        for m in ("gradients", "transfer")
+        for p in ("", "-exponents")
+    ]
+    assert capsys.readouterr().out.split() == [f"gs://{cloud.name}/{name}" for name in drawn]
+    assert cloud.names("some/prefix/e/img") == sorted(drawn)
+    assert stage("plot", "--report", "") == 0
+    page = cloud.read("some/prefix/e/report.html").decode()
+    assert "Gradients of the outputs</h2>" in page
+    assert "Learning-rate transfer</h2>" in page
+
+    for expid, flags in (("a", "--width 8 --lr 0.1"), ("b", "--width 16 --lr 0.1")):
+        extract_run(train_run(tmp_path / "folder" / expid, f"--model fc {flags}"), "--probe none")
+    (found,) = cached(tmp_path / "folder", "--metrics gradients")
+    table = cloud.read("some/prefix/e/cache/gradients.csv")
+    assert found.path.with_suffix(".csv").read_bytes() == table
 
 
 def test_a_bucket_that_is_not_there(cloud: Cloud, stage: Stage) -> None:
