@@ -35,8 +35,9 @@ def experiment_path(name: str, save_dir: str) -> Path:
     """The folder of an experiment; raises :class:`UserError` if it can be none of a sweep."""
     if save_dir.startswith("gs://"):
         raise UserError(
-            f"--save-dir {save_dir}: a sweep's runs are claimed by files that a bucket cannot "
-            "hold; give a folder, and copy it with scripts/sync_gcloud.sh"
+            f"--save-dir {save_dir}: a sweep works in a folder, as its processes ask for the state "
+            "of all runs several times a second; give one, and bring it into the bucket by "
+            "scripts/sync_gcloud.sh FOLDER gs://…"
         )
     return validate(RunConfig, {"experiment": name, "save_dir": save_dir}, "sweep").experiment_path
 
