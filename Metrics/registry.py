@@ -339,6 +339,13 @@ _WITHOUT_A_RUN = {"alignment": "update-alignment"}
 """What a name means if no run is named, where a run's metric goes by it too."""
 
 
+def metrics_table() -> str:
+    """For ``--help``: the metrics with their descriptions, by what they read."""
+    lines = dict(zip(METRICS.names, METRICS.table().splitlines(), strict=True))
+    single, whole = ("\n".join(lines[n] for n in names) for names in (OF_RUNS, OF_EXPERIMENTS))
+    return f"metrics of a run:\n{single}\n\nof all runs of an experiment, without --expid:\n{whole}"
+
+
 def own_names(names: Sequence[str], expid: str) -> list[str]:
     """The metrics that are asked for together by their own names, each once.
 

@@ -127,7 +127,9 @@ class Trainer:
             if _OVERFLOW not in str(error):
                 raise
             step = self.state.step + 1
-            raise Diverged.at(step, f"update of step {step} overflows {self.config.dtype}") from error
+            raise Diverged.at(
+                step, f"update of step {step} overflows {self.config.dtype}"
+            ) from error
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of this process's share: its mean over processes is the batch's loss."""

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array
@@ -120,10 +120,11 @@ def width_axis(axes: Axes, widths: Any) -> None:
 
 
 def size_axis(axes: Axes) -> None:
-    """Logarithmic, with few ticks."""
+    """Logarithmic, with few ticks; after curves are drawn."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(numticks=4))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    axes.set_yscale("linear")  # which a narrow range stays
+    style.log_ticks(axes, low, high)
 
 
 def draw_forest(cache: ExperimentCache, options: Options) -> Figure:

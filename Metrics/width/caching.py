@@ -54,7 +54,8 @@ class Findings:
             head = f"{self.metric}, {group.label}: widths {min(widths)} to {max(widths)}"
             reason = self.silent.get(group.label, "")
             told = f"no theory: {reason}" if reason else summary([e.verdict for e in own])
-            lines += [f"{head} ({len(widths)}), {len(seeds)} seed{"s"[: len(seeds) > 1]}; {told}"]
+            some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+            lines += [f"{head} ({len(widths)}), {some}; {told}"]
             lines += [*_ended(group), *table_text(own), ""]
         return "\n".join(lines).rstrip()
 

@@ -22,16 +22,17 @@ def cell(exponent: float, interval: float, predicted: Fraction | None, verdict: 
 def rows(cells: Mapping[Place, str]) -> list[list[str]]:
     """One row per quantity and step, a column per layer; the first row heads them.
 
-    Of more than three steps the first, the next and the last one are shown.
+    Of more than three steps the first, the next and the last one are shown, and of the others
+    what contradicts theory.
     """
     layers = list(dict.fromkeys(layer for _, _, layer in cells))
     steps = sorted({step for _, step, _ in cells})
-    shown = steps if len(steps) <= 3 else [*steps[:2], steps[-1]]
+    always = steps if len(steps) <= 3 else [*steps[:2], steps[-1]]
     table = [["quantity", "step", *layers]]
     for name in dict.fromkeys(name for name, _, _ in cells):
-        for step in shown:
+        for step in steps:
             line = [cells.get((name, step, layer), "") for layer in layers]
-            if any(line):
+            if any(cell.endswith("!") or (cell and step in always) for cell in line):
                 table.append([name, str(step), *line])
     return table
 

@@ -93,7 +93,7 @@ def _table(cache: ExperimentCache, label: str, options: Options) -> Table:
     shown = [f for f in own if f.layer in wanted]
     members = cache.groups == label
     widths, seeds = (len(set(x[members].tolist())) for x in (cache.widths, cache.seeds))
-    caption = f"Exponents of the width, of {widths} widths and {seeds} seeds: "
+    caption = f"Exponents of the width: {widths} widths, {seeds} seed{'s' if seeds > 1 else ''}; "
     caption += tables.summary([f.verdict for f in shown])
     ended = int((cache.diverged[members] >= 0).sum())
     if ended:
