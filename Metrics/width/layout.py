@@ -9,5 +9,8 @@ AXES = ("examples", "outputs of it")
 HEAD = {"runs", *OF_RUNS, "steps", "sources", *AXES}
 """What tells of runs and steps, and is no quantity."""
 
+AT = "loss at lr "
+"""Before a learning rate: the last loss there, whose exponent is 0 where curves collapse."""
+
 WHOLE = "network"
 """What stands for the layer where a quantity is the whole network's."""

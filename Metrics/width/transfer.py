@@ -13,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from Metrics.fits import minimum
+from Metrics.width.layout import AT
 from Metrics.width.members import Member
 from Metrics.width.metric import Cell, Cells, Observation, Quantity, Values
 from Metrics.width.network import Checkpoint
@@ -20,8 +21,6 @@ from Metrics.width.theory import ChainTheory
 
 BEST = "best lr"
 LEAST = "least loss"
-AT = "loss at lr "
-"""Before a learning rate: the last loss there, whose exponent is 0 where curves collapse."""
 
 LOSS = Quantity("train loss")
 
