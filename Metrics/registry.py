@@ -54,7 +54,8 @@ class MetricEntry(Entry):
             "gradients" for weights and their gradients, "stability" for eigenvalues and their
             threshold, "certificate" for deviations from zero, "curves" for anything,
             "exponents" for powers of the width, "coordinates" also for a phase diagram of
-            parametrizations, "transfer" for losses over learning rates.
+            parametrizations, "transfer" for losses over learning rates, "outputs" for a
+            histogram.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
