@@ -68,22 +68,30 @@ def neural_tangents(
     Yields:
         ``case``, ``implementation``, ``stored`` (whether not measured now), and either ``error``
         or ``cpu_s``, ``first_s`` (processor seconds; the second compiles too), ``peak_mb``,
-        ``repetitions`` and ``load``. Stored rows only for what was stored.
+        ``repetitions`` and ``load``; stored rows ``processor`` and ``date`` too, and only
+        those are given that were stored.
     """
     if python is None:
-        names = {case.name for case in cases}
-        rows = json.loads(STORED.read_text())["rows"]
-        yield from ({**row, "stored": True} for row in rows if row["case"] in names)
+        yield from _stored(cases)
         return
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             arrays = Path(folder) / "arrays.npz"
             np.savez(arrays, allow_pickle=False, **case.arrays())
             for task in case.tasks():
-                asked = {"arrays": str(arrays), "repetitions": repetitions, "budget": budget}
-                answer = _ask(python, {**task, **asked}, limit)
+                terms = {"arrays": str(arrays), "repetitions": repetitions, "budget": budget}
+                answer = _ask(python, {**task, **terms}, limit)
                 label = {"case": case.name, "implementation": task["implementation"]}
                 yield {**label, "stored": False, **answer}
+
+
+def _stored(cases: Iterable[Case]) -> Iterator[dict[str, Any]]:
+    rows = {(row["case"], row["implementation"]): row for row in json.loads(STORED.read_text())}
+    for case in cases:
+        for task in case.tasks():
+            row = rows.get((case.name, task["implementation"]))
+            if row is not None:
+                yield {**row, "stored": True}
 
 
 def kernel(case: Case, python: Path) -> np.ndarray[Any, Any]:

@@ -5,7 +5,7 @@
 ``benchmarks.rivals`` writes the cases and starts this, one process per case, so that neither
 memory nor compiled code of one meets another. A case holds ``kind`` (``empirical`` or
 ``analytic``), ``layers``, ``dtype``, ``arrays`` (an .npz file with ``inputs`` and weights),
-``repetitions`` (at most) and ``budget`` (processor seconds after which no repetition begins); an empirical
+``repetitions`` (at most) and ``budget`` (processor seconds after which none begins); an empirical
 one ``implementation`` and ``traced`` too. Where ``save`` names a file, the kernel is saved there.
 
 The answer: ``cpu_s`` (processor seconds of the fastest repetition), ``first_s`` (of the first
