@@ -5,8 +5,9 @@
 ``benchmarks.rivals`` writes the cases and starts this, one process per case, so that neither
 memory nor compiled code of one meets another. A case holds ``kind`` (``empirical`` or
 ``analytic``), ``layers``, ``dtype``, ``arrays`` (an .npz file with ``inputs`` and weights),
-``repetitions`` (at most) and ``budget`` (processor seconds after which none begins); an empirical
-one ``implementation`` and ``traced`` too. Where ``save`` names a file, the kernel is saved there.
+``repetitions`` (at most) and ``budget`` (their processor seconds, after which none begins). An
+empirical one holds ``implementation`` and ``traced`` too. Where ``save`` names a file, the kernel
+is saved there.
 
 The answer: ``cpu_s`` (processor seconds of the fastest repetition), ``first_s`` (of the first
 call, which compiles), ``peak_mb`` (most growth of resident memory during a repetition),
@@ -15,6 +16,7 @@ call, which compiles), ``peak_mb`` (most growth of resident memory during a repe
 Imported in the environment of requirements.txt only.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -67,13 +69,14 @@ def analytic(case: dict[str, Any], arrays: dict[str, Any]) -> Callable[[], Any]:
 
 def measure(call: Callable[[], Any], repetitions: int, budget: float) -> dict[str, float]:
     """Times and memory of a call that returns arrays not yet computed."""
-    start = time.process_time()
+    cpu = time.process_time()
     jax.block_until_ready(call())
-    first = time.process_time() - start
+    first = time.process_time() - cpu
     seconds: list[float] = []
     growth: list[float] = []
-    while not seconds or (len(seconds) < repetitions and time.process_time() - start < budget):
+    while not seconds or (len(seconds) < repetitions and sum(seconds) < budget):
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else memory kept from the last call hides this one's
         before = _resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         cpu = time.process_time()
