@@ -15,7 +15,9 @@ first starts a process for its runs, and mup's is one script. Limit: the steps o
 which take either the same time.
 """
 
+import contextlib
 import importlib.util
+import io
 import logging
 import os
 import resource
@@ -78,7 +80,7 @@ def measure(
     from benchmarks import mup_coordinates  # not everybody has mup
 
     logging.disable(logging.INFO)
-    task = (_batches(), list(widths), seeds, LR)
+    task = (batches(), list(widths), seeds, LR)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -104,7 +106,8 @@ def ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
     runs = manifest(grid, folder / "e")
     experiment = Experiment("e", str(folder), _STAGES)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    work(experiment, runs, {}, folder / "stop")
+    with contextlib.redirect_stdout(io.StringIO()):
+        work(experiment, runs, {}, folder / "stop")
     for number, handler in handlers.items():
         signal.signal(number, handler)
     values = {"experiment": "e", "save_dir": str(folder), "metrics": "coordinates"}
@@ -133,7 +136,7 @@ def _new(parent: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=parent))
 
 
-def _batches() -> list[tuple[Tensor, Tensor]]:
+def batches() -> list[tuple[Tensor, Tensor]]:
     """What the first of our seeds trains on."""
     train = load_dataset("digits", "", 0).train
     batches = training_batches(train, _BATCH_SIZE, 0, drop_last=True)
