@@ -10,23 +10,23 @@ finds conservation laws and follows them, evaluates on the test set twice, write
 and as many feature files per run, measures outputs and inputs of the layers, their change and its
 parts on 64 probe images by two norms, and fits exponents with their intervals.
 
-``in one process`` both have imported what they need; ``as commands`` ours are two, of which the
+``in one process`` both have imported what they need, and ours is what a process of the sweep
+calls; ``as commands`` ours are two, of which the
 first starts a process for its runs, and mup's is one script. Limit: the steps of wide networks,
 which take either the same time.
 """
 
-import contextlib
 import importlib.util
-import io
+import itertools
 import logging
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -40,10 +40,11 @@ from Data import load_dataset
 from Data.batches import training_batches
 from Metrics import CacheConfig
 from Metrics.width.caching import cache_experiment
-from scripts.sweeps.manifest import manifest
-from scripts.sweeps.worker import Experiment, work
+from Training.config import ExtractConfig, TrainConfig
+from Training.extraction import extract
+from Training.run import train
 from Utils.config import validate
-from Utils.rundir import ExperimentFolder
+from Utils.rundir import ExperimentFolder, RunFolder
 
 WIDTHS = (128, 256, 512, 1024, 2048)
 SEEDS, STEPS, LR = 3, 4, 0.2
@@ -60,7 +61,6 @@ _FLAGS: dict[str, Any] = {
     "drop_last": True,
     "save_at": "1,2,3,4",
 }
-_STAGES = {"train": (), "extract": ("--probe", "none")}
 _SCRIPT = Path(__file__).with_name("mup_coordinates.py")
 
 Blocks = dict[str, Callable[[], object]]
@@ -102,24 +102,23 @@ def measure(
 
 def ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
     """What the two commands do, in this process."""
-    grid = {**{k: [v] for k, v in _FLAGS.items()}, "width": [*widths], "seed": [*range(seeds)]}
-    runs = manifest(grid, folder / "e")
-    experiment = Experiment("e", str(folder), _STAGES)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    with contextlib.redirect_stdout(io.StringIO()):
-        work(experiment, runs, {}, folder / "stop")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    values = {"experiment": "e", "save_dir": str(folder), "metrics": "coordinates"}
-    config = validate(CacheConfig, values, "benchmark")
-    cache_experiment(config, ExperimentFolder(folder / "e"), [*map(experiment.folder, runs)])
+    experiment, runs = {"experiment": "e", "save_dir": str(folder)}, []
+    for width, seed in itertools.product(widths, range(seeds)):
+        place = {**experiment, "expid": f"width={width},seed={seed}"}
+        flags = {**_FLAGS, "width": width, "seed": seed}
+        config = validate(TrainConfig, {**flags, **place}, "benchmark")
+        runs.append(RunFolder(config.run_path))
+        train(config, nullcontext(runs[-1]))
+        extract(validate(ExtractConfig, {"probe": "none", **place}, "benchmark"), runs[-1])
+    caching = validate(CacheConfig, {**experiment, "metrics": "coordinates"}, "benchmark")
+    cache_experiment(caching, ExperimentFolder(folder / "e"), runs)
 
 
 def _start_ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
     place = ["--experiment", "e", "--save-dir", str(folder)]
     fixed = [f"--{k.replace('_', '-')}={v}".lower() for k, v in _FLAGS.items()]
     varied = ["--width", *map(str, widths), "--seed", *map(str, range(seeds))]
-    stages = ["--stages", ",".join(_STAGES), "--extract", " ".join(_STAGES["extract"])]
+    stages = ["--stages", "train,extract", "--extract", "--probe none"]
     _start("-m", "scripts.sweep", *place, *fixed, *varied, *stages, "--jobs", "1")
     _start("cache.py", *place, "--metrics", "coordinates")
 

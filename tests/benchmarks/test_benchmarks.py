@@ -35,9 +35,8 @@ def test_ensemble_table() -> None:
     assert list(row)[3:] == ["faster", "faster in processor time"]
 
 
-def test_coordinate_check_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coordinate_check_table() -> None:
     pytest.importorskip("mup")
-    monkeypatch.setattr(sys, "argv", sys.argv)
     (row,) = coordinate_check.measure([64, 96], seeds=1, repetitions=1, commands=False)
     assert (row["case"], *list(row)[1:4]) == (
         "in one process",
@@ -50,7 +49,7 @@ def test_coordinate_check_trains_the_networks_of_mup(tmp_path: Path) -> None:
     """The same shapes, numbers of steps and examples: what the comparison rests on."""
     mup_coordinates = pytest.importorskip("benchmarks.mup_coordinates")
     coordinate_check.ours(tmp_path, [64], seeds=1)
-    (run,) = (RunFolder(path) for path in (tmp_path / "e").glob("run-*"))
+    (run,) = (RunFolder(path) for path in (tmp_path / "e").glob("width=*"))
     assert run.checkpoint_steps() == run.feature_steps() == [0, 1, 2, 3, 4]
     weights = torch.load(run.checkpoint(4), weights_only=True)["model_state_dict"]
     batches = coordinate_check.batches()
