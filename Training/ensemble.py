@@ -207,7 +207,8 @@ class _Member(Trainer):
             return
         epoch_ends, observes, saves = due
         try:
-            self._pause(epoch_ends, observes, saves or stopped_by > 0)
+            with self._noted():
+                self._pause(epoch_ends, observes, saves or stopped_by > 0)
             if self.state.step == self.total:
                 self.recorder.finish()
                 self.outcome = 0
