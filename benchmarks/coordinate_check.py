@@ -2,8 +2,8 @@
 
     python -m benchmarks.coordinate_check
 
-Both train the same networks under muP (``fc`` of depth 3 without biases, plain SGD) on batches of the same
-batches in the same order: 5 widths, 3 seeds, 4 steps. The rival, ``mup.coord_check``, keeps the
+Both train the same networks under muP (``fc`` of depth 3 without biases, plain SGD) on batches of
+the same examples and sizes: 5 widths, 3 seeds, 4 steps. The rival, ``mup.coord_check``, keeps the
 mean size of every module's output in every forward pass, in memory. Ours are a sweep with
 ``--stages train,extract --extract '--probe none'``, and ``cache.py --metrics coordinates``: it
 finds conservation laws and follows them, evaluates on the test set twice, writes five checkpoints
@@ -11,9 +11,8 @@ and as many feature files per run, measures outputs and inputs of the layers, th
 parts on 64 probe images by two norms, and fits exponents with their intervals.
 
 ``in one process`` both have imported what they need, and ours is what a process of the sweep
-calls; ``as commands`` ours are two, of which the
-first starts a process for its runs, and mup's is one script. Limit: the steps of wide networks,
-which take either the same time.
+calls; ``as commands`` ours are two, of which the first starts a process for its runs, and mup's is
+one script. Limit: the steps of wide networks, which take either the same time.
 """
 
 import importlib.util
