@@ -7,7 +7,14 @@ from Utils.errors import UserError, run_stage
 from Utils.registry import unknown
 
 NAMES = (
-    *("observer", "training_loop", "ensemble", "data_pipeline", "stages", "devices", "gpu"),
+    "observer",
+    "training_loop",
+    "ensemble",
+    "coordinate_check",
+    "data_pipeline",
+    "stages",
+    "devices",
+    "gpu",
     "infinite",
 )
 

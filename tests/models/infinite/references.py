@@ -84,7 +84,7 @@ def convolution_exactly(
         q = {cell: found[cell][0] for cell in cells}
         t = {cell: t[cell] * found[cell][1] for cell in cells}
         size = out
-    pairs = list(product(range(n), repeat=2))
+    pairs: list[Any] = list(product(range(n), repeat=2))
     spots = [(p, r) for p, r in product(range(size), repeat=2) if pooled or p == r]
     q, t = (
         {(i, j): mp.fsum(block[i, j, p, r] for p, r in spots) / len(spots) for i, j in pairs}
