@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from Models.infinite.engine import Examples, Tile, mode_of, numbers_per_pair
+from Models.infinite.layout import NEAR
 from Models.infinite.program import Program
 from Utils.errors import UserError
 from Utils.gram import gram
@@ -97,10 +98,12 @@ class InfiniteNetwork:
                 memory do.
 
         Raises:
-            UserError: examples of another shape, or an unknown kernel.
+            UserError: examples of another shape, an unknown kernel or another number format.
         """
         self._check(x1, x2, get)
         dtype = dtype or (x1.dtype if x1.is_floating_point() else torch.float32)
+        if dtype not in NEAR:
+            raise UserError(f"kernels: dtype {dtype} is not float32 or float64; choose one")
         x1 = x1.to(dtype)
         x2 = None if x2 is None else x2.to(x1)
         n, m = len(x1), len(x1 if x2 is None else x2)
