@@ -182,7 +182,8 @@ class InfiniteNetwork:
 
     def _plan(self, device: torch.device, block: int | None) -> _Plan:
         count = numbers_per_pair(self.program)
-        pairs = max(1, (block or BLOCK.get(device.type, BLOCK["cpu"])) // count)
+        block = block or BLOCK.get(device.type, BLOCK["cpu"])
+        pairs = max(1, block // count)
         if mode_of(self.program) == "diagonal":
             side = max(1, int(pairs**0.5))
             return _Plan(side, side)
