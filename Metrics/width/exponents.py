@@ -20,7 +20,16 @@ COLUMNS = (
 )
 """Of the table, in csv files and caches."""
 
-_MARKS: Mapping[Verdict, str] = {"contradicts": "!", "pre-asymptotic": "~", "agrees": "", "": ""}
+MOST = 0.95
+"""The share of exponents that has to agree for a theory to be confirmed."""
+
+_MARKS: Mapping[Verdict, str] = {
+    "agrees": "",
+    "pre-asymptotic": "~",
+    "undecided": "?",
+    "contradicts": "!",
+    "": "",
+}
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,21 @@ def summary(exponents: Sequence[Exponent]) -> str:
     text = f"{verdicts.count('agrees')} of {compared} exponents agree with theory"
     if waiting := verdicts.count("pre-asymptotic"):
         text += f", {waiting} not yet (~)"
+    if unknown := verdicts.count("undecided"):
+        text += f", {unknown} undecided (?)"
     if wrong := verdicts.count("contradicts"):
         text += f", {wrong} contradict it (!)"
     return text
+
+
+def unconfirmed(exponents: Sequence[Exponent]) -> list[str]:
+    """The groups of which too few exponents agree with theory, :data:`MOST` of them, in words."""
+    groups: dict[str, list[Exponent]] = {}
+    for one in exponents:
+        if one.verdict:
+            groups.setdefault(one.group, []).append(one)
+    return [
+        f"{group}: only {summary(own)}"
+        for group, own in groups.items()
+        if sum(e.verdict == "agrees" for e in own) < MOST * len(own)
+    ]
