@@ -273,7 +273,7 @@ METRICS: Registry[MetricEntry] = Registry(
             scope="experiment",
         ),
         MetricEntry(
-            "alignment",
+            "update-alignment",
             "Metrics.width.alignment:Alignment",
             "alignment of updates with what they act on, against the width",
             "Everett et al. (2024), arXiv 2407.05872",
@@ -334,11 +334,29 @@ OF_EXPERIMENTS: tuple[str, ...] = tuple(name for name in METRICS.names if name n
 """What reads one run, and what reads all runs of an experiment."""
 
 
+_WITHOUT_A_RUN = {"alignment": "update-alignment"}
+"""What a name means if no run is named, where a run's metric goes by it too."""
+
+
+def own_names(names: Sequence[str], expid: str) -> list[str]:
+    """The metrics that are asked for together by their own names, each once.
+
+    Args:
+        names: as the user types them.
+        expid: of the run, "" if none is named.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    meant = names if expid else [_WITHOUT_A_RUN.get(name, name) for name in names]
+    return list(dict.fromkeys(METRICS[name].name for name in meant))
+
+
 def scope_of(names: Sequence[str], expid: str) -> Scope:
     """What metrics that are asked for together read.
 
     Args:
-        names: of the metrics.
+        names: of the metrics, their own.
         expid: of the run, "" if none is named.
 
     Raises:

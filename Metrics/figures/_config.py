@@ -6,7 +6,7 @@ import pydantic
 from pydantic import Field
 
 from Metrics.figures._options import Options, X
-from Metrics.registry import METRICS
+from Metrics.registry import own_names
 from Utils.config import Names, RunConfig
 from Utils.errors import UserError
 from Utils.registry import unknown
@@ -66,7 +66,7 @@ class PlotConfig(RunConfig):
 
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""
-        return list(dict.fromkeys(METRICS[name].name for name in self.metrics))
+        return own_names(self.metrics, self.expid)
 
     @property
     def options(self) -> Options:

@@ -160,7 +160,7 @@ def test_what_a_run_says_of_itself_is_confirmed_and_nothing_else(
 
 def test_alignment_contributions_and_ranks_are_those_of_numpy(tmp_path: Path) -> None:
     path = make(tmp_path / "e", FLAGS, widths=(32,))
-    alignment, parts, ranks = cached(path, "--metrics alignment,contributions,ranks")
+    alignment, parts, ranks = cached(path, "--metrics update-alignment,contributions,ranks")
     before, _ = weights_and_pass(path, "w32-s1", 0)
     after, now = weights_and_pass(path, "w32-s1", STEPS)
     w0, moved = before["fc2.weight"], after["fc2.weight"] - before["fc2.weight"]
