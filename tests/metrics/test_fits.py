@@ -127,8 +127,9 @@ def test_the_slope_of_a_sum_of_powers_does_not_fall() -> None:
 
 def test_the_minimum_of_a_parabola_lies_between_its_points() -> None:
     rates = np.array([0.1, 0.2, 0.4, 0.8])
-    losses = 3 + 2 * np.log(rates / 0.3) ** 2
+    losses = 3 * np.exp(2 * np.log(rates / 0.3) ** 2)
     assert minimum(rates, losses) == pytest.approx((0.3, 3))
+    assert minimum(rates, np.array([2.0, 0.0, 1.0, 2.0])) == (0.2, 0.0)
     assert np.isnan(minimum(rates, rates)).all()  # still falls at the end
     assert np.isnan(minimum(rates, np.full(4, np.inf))).all()
     diverged = np.array([2.0, 1.0, np.inf, np.inf])
