@@ -114,18 +114,20 @@ def scaled(builder: Builder, x: Symbol, factor: float) -> Symbol:
         x: any.
         factor: the number.
     """
-    if factor == 0:
-        raise NoLimitError("everything is multiplied by zero")
     if isinstance(x, Expression) or (isinstance(x, Value) and x.gaussian):
         before = _expression(builder, x, "mul")
 
         def function(z: Tensor) -> Tensor:
             return before.function(z) * factor
 
+        operations = (*before.operations, "mul")
+        if factor == 0:
+            return Expression(before.source, function, operations)
         if before.factor is not None:
             return Expression(before.source, function, (), factor=before.factor * factor)
-        operations = (*before.operations, "mul")
         return Expression(before.source, function, operations, outer=(before, factor))
+    if factor == 0:
+        raise NoLimitError("everything is multiplied by zero")
     return builder.step("scale", Scale(factor), builder.value(x))
 
 
