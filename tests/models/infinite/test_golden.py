@@ -52,7 +52,7 @@ class Net(nn.Module):
         if layer["layer"] == "Dense":
             part: nn.Module = nn.LazyLinear(layer["out_dim"], bias=bias)
         elif layer["layer"] == "Conv":
-            kinds = {1: nn.LazyConv1d, 2: nn.LazyConv2d}
+            kinds: dict[int, Any] = {1: nn.LazyConv1d, 2: nn.LazyConv2d}
             shape = layer["filter_shape"]
             part = kinds[len(shape)](layer["out_chan"], shape, layer["strides"], bias=bias)
         elif layer["layer"] == "FanInSum":
@@ -78,8 +78,8 @@ class Net(nn.Module):
         if kind == "Conv":
             return part(padded(x, layer, layer["filter_shape"]))  # type: ignore[no-any-return]
         if kind == "FanInSum":
-            branches = [branch(x) for branch in part]
-            return branches[0] + branches[1]
+            joined: Tensor = sum(branch(x) for branch in part)
+            return joined
         if kind == "Flatten":
             return x.flatten(1)
         if kind in {"GlobalAvgPool", "GlobalSumPool"}:
