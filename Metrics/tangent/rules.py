@@ -144,8 +144,10 @@ def _convolution(
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
-    return (value,) * dimensions if isinstance(value, int) else tuple(value) * (
-        dimensions if len(value) == 1 else 1
+    return (
+        (value,) * dimensions
+        if isinstance(value, int)
+        else tuple(value) * (dimensions if len(value) == 1 else 1)
     )
 
 
@@ -153,8 +155,8 @@ def _padding(
     padding: int | str | Sequence[int], size: Sequence[int], dilations: Sequence[int]
 ) -> list[tuple[int, int]]:
     if isinstance(padding, str):
-        total = [d * (s - 1) if padding == "same" else 0 for d, s in zip(dilations, size)]
-        return [(t // 2, t - t // 2) for t in total]
+        spans = [d * (s - 1) for d, s in zip(dilations, size, strict=True)]
+        return [(t // 2, t - t // 2) if padding == "same" else (0, 0) for t in spans]
     return [(p, p) for p in _each(padding, len(size))]
 
 
