@@ -19,10 +19,14 @@ from Metrics.tangent.network import Network, look_at
 from Metrics.tangent.passes import record
 from Metrics.tangent.plan import Plan, make_plan
 from Metrics.tangent.routes import Form, Route, choose
-from Metrics.tangent.schedule import blocks, default_memory, make_schedule
+from Metrics.tangent.schedule import blocks, default_memory, make_schedule, passed
 
-_FORWARD, _BACKWARD = 3, 4
+_FORWARD, _BACKWARD = 4, 8
 """How often a number passes through memory on its way through the network, and back."""
+
+_PROBE, _TERM, _VMAP = 10, 10, 30
+"""Calls that take as long as the check on two examples (of each call of the network), as the
+contraction of a parameter, and as a call that is differentiated under ``vmap``."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def needed_bytes(network: Network, plan: Plan, per_layer: bool, memory: int) -> 
     scalar = accumulating(next(iter(network.parameters.values())).dtype).itemsize
     numbers = sizes.rows * sizes.columns * (1 if sizes.traced else sizes.logits**2)
     kernels = (len(network.layers) + 1) if per_layer else 1
-    stored = sum(plan.stored.values()) + (3 + plan.logits) * plan.numbers
+    stored = sum(plan.stored.values()) + passed(plan)
     return kernels * numbers * scalar + min(memory, 2 * stored * sizes.examples * scalar)
 
 
@@ -108,29 +112,32 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
     blocks_of_logits = c if sizes.traced else c * c
     gram = sizes.pairs * blocks_of_logits * numbers
     there, back = _FORWARD * plan.numbers * scalar, _BACKWARD * plan.numbers * scalar
+    first = _PROBE * plan.calls + _TERM * len(plan.terms)
     if route == "products":
         layers = len(network.layers) if per_layer else 1
         pairs = float(sizes.columns * c * sizes.rows * (1 + layers))
-        calls = sizes.columns * c * plan.calls * (2 + 2 * layers)
-        return _Work(3 * pairs * plan.flops, pairs * numbers / sizes.rows, pairs * back, calls)
+        calls: float = sizes.columns * c * plan.calls * (2 + 2 * layers)
+        products = pairs * numbers / sizes.rows
+        return _Work(3 * pairs * plan.flops, products, pairs * back, calls + first)
     if route == "jacobian":
         size, chunk = rows_at_once(network, plan, memory)
         seen = _seen(sizes.rows, None if sizes.symmetric else sizes.columns, size)
         batch = sizes.rows if network.couples_examples else 1
         passes = seen * (1 + 2 * c * batch) * plan.flops
-        traffic = seen * (there + c * (batch * back + 2 * numbers * scalar))
-        chunks = seen * c if network.couples_examples else 3 * seen / chunk
-        return _Work(passes, gram, traffic, chunks * plan.calls)
+        traffic = seen * (there + c * (4 * batch * back + 8 * numbers * scalar))
+        chunks = seen * c if network.couples_examples else _VMAP * -(-seen // chunk)
+        return _Work(passes, gram, traffic, chunks * plan.calls + first)
     dtype = parameters[0].dtype
     columns = None if sizes.symmetric else sizes.columns
     schedule = make_schedule(plan, (sizes.rows, columns), dtype, memory)
     seen = _seen(sizes.rows, columns, schedule.rows[0].stop) * len(schedule.groups)
     stored = 4 * sum(plan.stored.values()) * scalar
     again = sum(1 for term in plan.terms if term.kind == "jacobian") > 0
-    traffic = seen * (there + c * back) + sizes.examples * stored
-    chunks = -(-seen // schedule.chunk)
-    passes = seen * (1 + c) * (3 if again else 1) * plan.flops
-    return _Work(passes, sum(plan.work.values()), traffic, chunks * (2 + c) * plan.calls)
+    share = (len(schedule.groups) + 1) / (2 * len(schedule.groups))  # how deep passes go back
+    traffic = seen * (there + share * c * back) + sizes.examples * stored
+    calls = -(-seen // schedule.chunk) * (2 + c) * plan.calls + first
+    passes = seen * (1 + share * c) * (3 if again else 1) * plan.flops
+    return _Work(passes, sum(plan.work.values()), traffic, calls)
 
 
 def _seen(rows: int, columns: int | None, block: int) -> float:

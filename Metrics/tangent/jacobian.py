@@ -7,7 +7,7 @@ from Metrics.tangent.contraction import Gram
 from Metrics.tangent.network import Network, Rows
 from Metrics.tangent.plan import Plan
 from Metrics.tangent.rows import coupled_rows, jacobian_rows
-from Metrics.tangent.schedule import blocks, passed
+from Metrics.tangent.schedule import blocks
 from Utils.errors import UserError
 
 
@@ -72,7 +72,8 @@ def rows_at_once(network: Network, plan: Plan, memory: int) -> tuple[int, int]:
             f"them are to fit into {memory >> 20} MB; give more memory, or use route='products'"
         )
     scalar = next(iter(network.parameters.values())).element_size()
-    return size, max(1, min(size, memory // (3 * passed(plan) * scalar)))
+    each = (3 + plan.logits) * plan.numbers * scalar
+    return size, max(1, min(size, memory // (3 * each)))
 
 
 def _rows(network: Network, batch: Tensor, examples: slice, chunk: int) -> Rows:

@@ -28,6 +28,7 @@ class Plan:
         sizes: of the kernel.
         calls: of a forward pass.
         numbers: that they return for each example.
+        derived: those of them whose derivatives are kept for every logit.
         flops: multiply-adds of a forward pass for each example.
         stored: numbers that each term keeps of each example.
         work: multiply-adds of each term, of the whole kernel.
@@ -37,6 +38,7 @@ class Plan:
     sizes: Sizes
     calls: int
     numbers: int
+    derived: int
     flops: float
     stored: Mapping[Term, int]
     work: Mapping[Term, float]
@@ -82,7 +84,12 @@ def make_plan(
         stored[term], work[term] = costs(probe, term, parameter.numel(), sizes)
         terms.append(term)
     flops = counter.get_total_flops() / 2 / n if count else 0.0
-    return Plan(terms, sizes, probe.calls, probe.numbers // n, flops, stored, work)
+    derived = sum(
+        use.shape.numel() // n
+        for use, pieces in zip(probe.uses, probe.pieces, strict=True)
+        if pieces is None or any(isinstance(piece, Product) for piece in pieces)
+    )
+    return Plan(terms, sizes, probe.calls, probe.numbers // n, derived, flops, stored, work)
 
 
 def _occurrences(network: Network, probe: Pass) -> dict[str, list[Occurrence] | None]:
