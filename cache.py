@@ -1,7 +1,7 @@
 """Stage 3: compute metrics from features, each beside the prediction of its theory."""
 
-from Metrics import METRICS, CacheConfig
-from Metrics.registry import scope_of
+from Metrics import CacheConfig
+from Metrics.registry import metrics_table, scope_of
 from Utils.cli import parse
 from Utils.errors import run_stage
 from Utils.runs import open_experiment, open_run
@@ -9,7 +9,7 @@ from Utils.runs import open_experiment, open_run
 
 def main() -> int:
     """Parse the command line, cache and print how far measurements are from theory."""
-    config = parse(CacheConfig, epilog=f"metrics:\n{METRICS.table()}")
+    config = parse(CacheConfig, epilog=metrics_table())
     scope = scope_of(config.metric_names(), config.expid)
     return _experiment(config) if scope == "experiment" else _run(config)
 
@@ -27,12 +27,12 @@ def _run(config: CacheConfig) -> int:
 
 def _experiment(config: CacheConfig) -> int:
     with open_experiment(config) as (experiment, runs):
-        from Metrics.width.caching import cache_experiment, contradictions
+        from Metrics.width.caching import cache_experiment, disagreement
 
         found = cache_experiment(config, experiment, runs)
         for findings in found:
             print(findings.text())
-    return int(config.assert_ and contradictions(found))
+    return int(config.assert_ and disagreement(found))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from Metrics.registry import DEFAULT_METRICS, IF_NAMED, METRICS, OF_EXPERIMENTS
+from Metrics.registry import DEFAULT_METRICS, IF_NAMED, OF_EXPERIMENTS, own_names
 from Utils.config import Names, PathPart, RunConfig
 from Utils.devices import DeviceName
 
@@ -39,9 +39,9 @@ class CacheConfig(RunConfig):
     assert_: bool = Field(
         False,
         description="Exit with 1 if an exponent of an experiment's metrics contradicts its "
-        "prediction.",
+        "prediction, or fewer than 95 % of a group's agree.",
     )
 
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""
-        return list(dict.fromkeys(METRICS[name].name for name in self.metrics))
+        return own_names(self.metrics, self.expid)

@@ -25,6 +25,7 @@ Kind = Literal[
     "certificate",
     "curves",
     "exponents",
+    "outputs",
     "coordinates",
     "transfer",
 ]
@@ -53,7 +54,8 @@ class MetricEntry(Entry):
             "gradients" for weights and their gradients, "stability" for eigenvalues and their
             threshold, "certificate" for deviations from zero, "curves" for anything,
             "exponents" for powers of the width, "coordinates" also for a phase diagram of
-            parametrizations, "transfer" for losses over learning rates.
+            parametrizations, "transfer" for losses over learning rates, "outputs" for a
+            histogram.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
@@ -273,7 +275,7 @@ METRICS: Registry[MetricEntry] = Registry(
             scope="experiment",
         ),
         MetricEntry(
-            "alignment",
+            "update-alignment",
             "Metrics.width.alignment:Alignment",
             "alignment of updates with what they act on, against the width",
             "Everett et al. (2024), arXiv 2407.05872",
@@ -313,7 +315,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "Yaida (2020), Non-Gaussian processes, arXiv 1910.00019",
             title="Outputs at initialisation",
             ylabel="size, excess kurtosis",
-            kind="exponents",
+            kind="outputs",
             default=False,
             scope="experiment",
         ),
@@ -334,11 +336,36 @@ OF_EXPERIMENTS: tuple[str, ...] = tuple(name for name in METRICS.names if name n
 """What reads one run, and what reads all runs of an experiment."""
 
 
+_WITHOUT_A_RUN = {"alignment": "update-alignment"}
+"""What a name means if no run is named, where a run's metric goes by it too."""
+
+
+def metrics_table() -> str:
+    """For ``--help``: the metrics with their descriptions, by what they read."""
+    lines = dict(zip(METRICS.names, METRICS.table().splitlines(), strict=True))
+    single, whole = ("\n".join(lines[n] for n in names) for names in (OF_RUNS, OF_EXPERIMENTS))
+    return f"metrics of a run:\n{single}\n\nof all runs of an experiment, without --expid:\n{whole}"
+
+
+def own_names(names: Sequence[str], expid: str) -> list[str]:
+    """The metrics that are asked for together by their own names, each once.
+
+    Args:
+        names: as the user types them.
+        expid: of the run, "" if none is named.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    meant = names if expid else [_WITHOUT_A_RUN.get(name, name) for name in names]
+    return list(dict.fromkeys(METRICS[name].name for name in meant))
+
+
 def scope_of(names: Sequence[str], expid: str) -> Scope:
     """What metrics that are asked for together read.
 
     Args:
-        names: of the metrics.
+        names: of the metrics, their own.
         expid: of the run, "" if none is named.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from Utils.devices import to_host
-from Utils.errors import UserError
+from Utils.errors import Diverged
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -20,22 +20,23 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def mean_squared_error(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over [N, C] of (logits − targets)²; targets [N, C], or one-hot from [N] int64."""
-    if not targets.is_floating_point():
-        targets = functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
-    return functional.mse_loss(logits, targets)
+    return functional.mse_loss(logits, _as_numbers(targets, logits))
 
 
-def not_finite(which: str, value: float) -> UserError:
-    """The error that ends a diverging run.
+def linear(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus the mean over [N, C] of logits · targets; targets [N, C], or one-hot from [N] int64.
 
-    Args:
-        which: the loss and its step.
-        value: what it is.
+    Its gradient −targets/(NC) depends on no weight: what an update does to a network is then
+    free of how large the outputs happen to be. It has no minimum.
     """
-    return UserError(
-        f"the {which} is {value}; all that was saved before is kept; "
-        "lower --lr, or use --warmup-steps or --clip-norm"
-    )
+    return -(logits * _as_numbers(targets, logits)).mean()
+
+
+def _as_numbers(targets: Tensor, logits: Tensor) -> Tensor:
+    """[N, C]: real targets as they are, classes [N] one-hot."""
+    if targets.is_floating_point():
+        return targets
+    return functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
 
 
 class LossRecord:
@@ -65,7 +66,7 @@ class LossRecord:
             step: the update that the last pending loss led to.
 
         Raises:
-            UserError: a loss is not finite; names the first such step.
+            Diverged: a loss is not finite; names the first such step.
         """
         if not self._pending:
             return
@@ -73,7 +74,7 @@ class LossRecord:
         self._pending.clear()
         for update, value in enumerate(values, start=step - len(values) + 1):
             if not math.isfinite(value):
-                raise not_finite(f"loss of step {update}", value)
+                raise Diverged.at(update, f"loss of step {update} is {value}")
             for span in self._sums:
                 self._sums[span] += value
                 self._counts[span] += 1

@@ -6,7 +6,6 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,30 +18,36 @@ from scripts.sweeps.attempts import newest
 from scripts.sweeps.manifest import Grid, Run, load_manifest, manifest, save_manifest
 from scripts.sweeps.status import counts, standing, table
 from scripts.sweeps.worker import RUN_STAGE, Experiment, experiment_path
-from Training.config import ExtractConfig
 from Utils.cli import parse
-from Utils.config import Config, Names, PathPart, RunConfig
+from Utils.config import Config, Names, PathPart
 from Utils.errors import UserError, run_stage
 from Utils.registry import unknown
 
-_HELP = """Every flag of train.py may follow, with several values, which are tried in all
-combinations; a, b, … in a YAML file given by --config are [a, b, …].
-Numbers may be ranges (0..4), arithmetic over other flags ('0.1 * width**-1'), or both
-('2**(6..11)'). Begin with the word "status" to see how far the runs are."""
+_HELP = """Every flag of train.py may follow, with several values, which are tried
+in all combinations:
+  --model fc vgg11    each of them; in a YAML file, model: [fc, vgg11]
+  --seed 0..4         a range
+  --width '2**(6..9)' each of 64, 128, 256, 512
+  --lr '0.8 / width'  arithmetic over other flags
 
+for instance:
+  python -m scripts.sweep --experiment e --model fc --width '2**(6..9)'
+      --lr 0.01 0.1 --seed 0..2 --stages train,extract --dry-run
+  python -m scripts.sweep status --experiment e    how far the runs are
 
-_SCHEMAS: Mapping[str, type[RunConfig]] = {
-    "extract": ExtractConfig,
-    "cache": CacheConfig,
-    "plot": PlotConfig,
-}
+and then, for metrics of all runs together:
+  python cache.py --experiment e --metrics transfer
+  python plot.py --experiment e
+  python plot.py --experiment e --report"""
 
 
 class SweepConfig(Config):
     """Train many runs, several at a time. The same command again does what is missing."""
 
     experiment: PathPart = Field("", description="Name of the experiment, which is all the runs.")
-    save_dir: str = Field("results", description="Folder that holds the experiments.")
+    save_dir: str = Field(
+        "results", description="Folder that holds the experiments; no bucket, see docs/sweeps.md."
+    )
     stages: Names = Field(
         (), description="What to do for each run, as train,extract,cache,plot; train if not given."
     )
@@ -59,7 +64,9 @@ class SweepConfig(Config):
     together: int = Field(
         1, ge=1, description="Runs that differ in --seed and --lr and share their steps, by SGD."
     )
-    retry_failed: bool = Field(False, description="Try runs that have failed once more.")
+    retry_failed: bool = Field(
+        False, description="Try runs that have failed or diverged once more."
+    )
     dry_run: bool = Field(
         False, description="List the runs, and forecast their time and disk; start nothing."
     )
@@ -124,14 +131,13 @@ def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:
         runs, before = load_manifest(config.own_folder)
         stages = config.stage_flags() if config.stages else before
     experiment = Experiment(config.experiment, config.save_dir, stages, together=config.together)
-    for stage, schema in _SCHEMAS.items():
-        if stage in stages:
-            flags = parse(schema, experiment.arguments(runs[0], stage))
-            if isinstance(flags, CacheConfig | PlotConfig):
-                flags.metric_names()
+    for stage in stages:
+        flags = experiment.config(runs[0], stage)
+        if isinstance(flags, CacheConfig | PlotConfig):
+            flags.metric_names()
     if config.retry_failed:
         found = {run.expid: newest(experiment.folder(run)) for run in runs}
-        failed = {k: last.number for k, last in found.items() if last and last.state == "failed"}
+        failed = {k: last.number for k, last in found.items() if last and last.has_failed}
         experiment = replace(experiment, retried=failed)
     return experiment, runs
 

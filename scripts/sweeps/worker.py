@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -22,12 +23,12 @@ from typing import Any
 
 from Metrics import CacheConfig
 from Metrics.figures import PlotConfig
-from scripts.sweeps.attempts import Claim, Stages, claim, newest_step
+from scripts.sweeps.attempts import Claim, Stages, State, claim, newest_step
 from scripts.sweeps.manifest import Run
 from Training.config import ExtractConfig, TrainConfig
 from Utils.cli import parse
 from Utils.config import RunConfig, validate
-from Utils.errors import UserError
+from Utils.errors import Diverged, UserError
 from Utils.rundir import RunFolder
 
 
@@ -35,8 +36,9 @@ def experiment_path(name: str, save_dir: str) -> Path:
     """The folder of an experiment; raises :class:`UserError` if it can be none of a sweep."""
     if save_dir.startswith("gs://"):
         raise UserError(
-            f"--save-dir {save_dir}: a sweep's runs are claimed by files that a bucket cannot "
-            "hold; give a folder, and copy it with scripts/sync_gcloud.sh"
+            f"--save-dir {save_dir}: a sweep works in a folder, as its processes ask for the state "
+            "of all runs several times a second; give one, and bring it into the bucket by "
+            "scripts/sync_gcloud.sh FOLDER gs://…"
         )
     return validate(RunConfig, {"experiment": name, "save_dir": save_dir}, "sweep").experiment_path
 
@@ -59,9 +61,12 @@ class Experiment:
     retried: Mapping[str, int] = field(default_factory=dict)
     together: int = 1
 
-    def config(self, run: Run) -> TrainConfig:
-        """What train.py is asked for."""
-        return parse(TrainConfig, self.arguments(run, "train"))
+    def config(self, run: Run, stage: str) -> RunConfig:
+        """What a stage's script would be asked for; raises :class:`UserError` for wrong flags."""
+        schema, given = SCHEMAS[stage], self.stages.get(stage, ())
+        own = run.flags if stage == "train" else _flags_of(schema, given)
+        place = {"experiment": self.name, "expid": run.expid, "save_dir": self.save_dir}
+        return validate(schema, {**own, **place}, "sweep")
 
     def folder(self, run: Run) -> RunFolder:
         """Where a run's files are."""
@@ -72,6 +77,12 @@ class Experiment:
         own = run.arguments() if stage == "train" else list(self.stages[stage])
         place = ["--experiment", self.name, "--expid", run.expid, "--save-dir", self.save_dir]
         return [*own, *place]
+
+
+@cache
+def _flags_of(schema: type[RunConfig], given: tuple[str, ...]) -> dict[str, Any]:
+    """By field name; once for all runs, as a small run takes hardly longer than parsing."""
+    return parse(schema, list(given)).model_dump()
 
 
 class _Stopped(Exception):
@@ -139,8 +150,12 @@ def _mates(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Run]:
         return {name: value for name, value in flags.items() if name not in {"seed", "lr"}}
 
     found = [each for each in runs if each is not run and kind(each.flags) == kind(run.flags)]
-    together = [experiment.config(each) for each in [run, *found]]
-    return [] if why_not(together) else found
+    return [] if why_not(_train_configs(experiment, [run, *found])) else found
+
+
+def _train_configs(experiment: Experiment, runs: Sequence[Run]) -> list[TrainConfig]:
+    configs = (experiment.config(run, "train") for run in runs)
+    return [config for config in configs if isinstance(config, TrainConfig)]
 
 
 def _bring_on_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> None:
@@ -170,7 +185,8 @@ def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> No
     print(f"\ntraining together: {', '.join(run.expid for run, _ in taken)}", flush=True)
     folders = [experiment.folder(run) for run, _ in taken]
     try:
-        outcomes = train_together([experiment.config(run) for run, _ in taken], folders)
+        configs = _train_configs(experiment, [run for run, _ in taken])
+        outcomes = train_together(configs, folders)
     except Exception:  # of all, such as an operation that vmap does not know
         traceback.print_exc()
         return
@@ -181,7 +197,7 @@ def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> No
             done = {"train": list(experiment.stages["train"])}
             held.note(done=done, seconds={"train": seconds}, **ended)
         elif isinstance(outcome, UserError):
-            held.note(state="failed", error=str(outcome), **ended)
+            held.note(state=_state_after(outcome), error=str(outcome), **ended)
         else:
             held.note(state="stopped", **ended)
     if any(isinstance(outcome, int) and outcome for outcome in outcomes):
@@ -220,10 +236,10 @@ def _bring_on(experiment: Experiment, run: Run, folder: RunFolder, held: Claim) 
             done = _earlier(held.attempt.done, stage)
             held.note(stage=stage, done=done)
             begin = time.monotonic()
-            arguments = experiment.arguments(run, stage)
-            sys.argv = [f"{stage}.py", *arguments]  # what files name as their origin
+            # what files name as their origin
+            sys.argv = [f"{stage}.py", *experiment.arguments(run, stage)]
             print(f"\n$ python {shlex.join(sys.argv)}", flush=True)
-            RUN_STAGE[stage](arguments)
+            RUN_STAGE[stage](experiment.config(run, stage))
             done = {**done, stage: list(experiment.stages[stage])}
             seconds = {**held.attempt.seconds, stage: time.monotonic() - begin}
             held.note(done=done, seconds=seconds, ended_at=newest_step(folder))
@@ -232,10 +248,14 @@ def _bring_on(experiment: Experiment, run: Run, folder: RunFolder, held: Claim) 
         held.note(state="stopped", ended_at=newest_step(folder))
         raise
     except UserError as error:
-        held.note(state="failed", error=str(error))
+        held.note(state=_state_after(error), error=str(error))
     except Exception as error:
         reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         held.note(state="failed", error=reason, traceback=traceback.format_exc())
+
+
+def _state_after(error: UserError) -> State:
+    return "diverged" if isinstance(error, Diverged) else "failed"
 
 
 def _earlier(done: Mapping[str, list[str]], stage: str) -> dict[str, list[str]]:
@@ -244,30 +264,26 @@ def _earlier(done: Mapping[str, list[str]], stage: str) -> dict[str, list[str]]:
     return {name: done[name] for name in order[: order.index(stage)] if name in done}
 
 
-def _train(arguments: Sequence[str]) -> None:
+def _train(config: Any) -> None:
     from Training.run import train
 
-    config = parse(TrainConfig, list(arguments))
     if train(config, nullcontext(RunFolder(config.run_path))):
         raise _Stopped
 
 
-def _extract(arguments: Sequence[str]) -> None:
+def _extract(config: Any) -> None:
     from Training.extraction import extract
 
-    config = parse(ExtractConfig, list(arguments))
     extract(config, RunFolder(config.run_path))
 
 
-def _cache(arguments: Sequence[str]) -> None:
+def _cache(config: Any) -> None:
     from Metrics.caching import cache
 
-    config = parse(CacheConfig, list(arguments))
     cache(config, RunFolder(config.run_path))
 
 
-def _plot(arguments: Sequence[str]) -> None:
-    config = parse(PlotConfig, list(arguments))
+def _plot(config: Any) -> None:
     if config.report:
         from Metrics.figures.report import write_report as write
     else:
@@ -276,10 +292,18 @@ def _plot(arguments: Sequence[str]) -> None:
         print(line, flush=True)
 
 
-RUN_STAGE: Mapping[str, Callable[[Sequence[str]], None]] = {
+SCHEMAS: Mapping[str, type[RunConfig]] = {
+    "train": TrainConfig,
+    "extract": ExtractConfig,
+    "cache": CacheConfig,
+    "plot": PlotConfig,
+}
+"""The flags of each stage."""
+
+RUN_STAGE: Mapping[str, Callable[[Any], None]] = {
     "train": _train,
     "extract": _extract,
     "cache": _cache,
     "plot": _plot,
 }
-"""What does each stage, as its script would."""
+"""What does each stage, as its script would; called with its flags."""
