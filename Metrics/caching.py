@@ -12,6 +12,7 @@ from functools import partial
 from Metrics.cache_file import CacheFile, Part
 from Metrics.config import CacheConfig
 from Metrics.features import NotRecorded, step_features
+from Metrics.kernels.at import KernelAt
 from Metrics.metric import Context
 from Metrics.model_at import ModelAt
 from Metrics.predictions import recorded
@@ -141,7 +142,8 @@ class _Computation:
         theirs = is_upstreams(hyperparameters)
         predict = Unobserved(run, self._laws, hyperparameters) if theirs else recorded
         model_at = ModelAt(run, hyperparameters, config)
-        context = Context(self._laws, config, hyperparameters, model_at, predict)
+        kernel_at = KernelAt(run, hyperparameters, config, self._laws, model_at)
+        context = Context(self._laws, config, hyperparameters, model_at, predict, kernel_at)
         self.metrics = {name: METRICS[name].load()(context) for name in names}
 
     def __call__(self, job: _Job) -> _Found:

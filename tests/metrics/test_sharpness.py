@@ -83,7 +83,7 @@ def adaptive(run: RunFolder, monkeypatch: pytest.MonkeyPatch, kind: Any, **optio
     def build(config: Any, model: nn.Module) -> Any:
         return kind(model.named_parameters(), lr=0.01, **options)
 
-    monkeypatch.setattr("Metrics.sharpness.build_optimizer", build)
+    monkeypatch.setattr("Metrics.edge.build_optimizer", build)
     torch.manual_seed(0)
     model = nn.Linear(64, 10, dtype=torch.float64)
     optimizer = build(None, model)

@@ -1,0 +1,245 @@
+"""The run's network and its tangent kernel at a checkpoint, made once for all metrics of a pass.
+
+Shape letters: N examples, C outputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from Data import load_dataset
+from Data.batches import probe_batch
+from Metrics.config import CacheConfig
+from Metrics.features import StepFeatures, step_features
+from Metrics.kernels.measures import Floats, traced
+from Metrics.model_at import INSTEAD, ModelAt, load_weights
+from Metrics.tangent import tangent_kernel
+from Models.symmetry import Laws
+from Training.rebuild import rebuild_model
+from Utils.errors import UserError
+from Utils.rundir import RunFolder
+from Utils.storage import open_hdf5
+
+WHOLE = "network"
+"""The "layer" of curves that are of the whole network."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An empirical tangent kernel.
+
+    Attributes:
+        total: [N, N] the mean over the outputs of Θ_cc, or the full [N, N, C, C], in the format
+            in which it was computed.
+        layers: [N, N] traced, in float64, by the names of the layers whose parameters make them.
+    """
+
+    total: NDArray[np.floating]
+    layers: Mapping[str, Floats]
+
+    @cached_property
+    def traced(self) -> Floats:
+        """[N, N] the mean over the outputs of Θ_cc."""
+        return traced(self.total)
+
+
+@dataclass(frozen=True)
+class State:
+    """The network at a step.
+
+    Attributes:
+        step: updates done.
+        logits: [N, C] on the examples.
+        kernel: on the examples.
+        parameters: by their names in the run.
+        buffers: of the modules.
+    """
+
+    step: int
+    logits: Floats
+    kernel: Kernel
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+
+
+class KernelAt:
+    """A run's network in evaluation mode, and its tangent kernel on fixed examples.
+
+    Batch normalisation uses its running statistics and dropout is off: in training mode the
+    examples of a batch would depend on each other, and a kernel of pairs would not exist.
+    Everything is made when it is first asked for. The number format is the run's, of a run in
+    bfloat16 float32.
+
+    Args:
+        run: the run's folder.
+        hyperparameters: the run's.
+        config: the command line: which examples, and which form of the kernel.
+        laws: of the run, for its features.
+        model_at: how the run was trained, and its training examples.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        hyperparameters: dict[str, Any],
+        config: CacheConfig,
+        laws: Laws,
+        model_at: ModelAt,
+    ):
+        self._run, self._hyperparameters, self._config = run, hyperparameters, config
+        self._laws, self._at = laws, model_at
+        self._loaded = ""
+        self._now: tuple[str, State] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which kernels are computed."""
+        dtype = self._at.dtype
+        return torch.float32 if dtype == torch.bfloat16 else dtype
+
+    @cached_property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs [N, *input_shape] and targets, [N] int64 or [N, C], the same at every step.
+
+        The run's probe batch, or ``--examples`` training examples. A folder without a probe
+        batch gets it again from the seed, as training drew it.
+        """
+        if self._config.kernel_on == "train":
+            inputs, targets = self._at.batch
+        elif self._run.probe.exists():
+            with open_hdf5(self._run.fetch(self._run.probe), "run train.py again") as file:
+                inputs, targets = (torch.from_numpy(file[n][()]) for n in ("inputs", "targets"))
+        else:
+            training = self._at.training
+            dataset = load_dataset(
+                training.dataset, training.data_dir, training.seed, **training.data_options
+            )
+            inputs, targets = probe_batch(dataset, training.probe_size, training.seed)
+        device = self._at.device
+        real = targets.is_floating_point()
+        targets = targets.to(device, self.dtype if real else torch.int64)
+        return inputs.to(device, self.dtype), targets
+
+    @cached_property
+    def targets(self) -> Floats:
+        """[N, C] what the outputs should be: one-hot for classes."""
+        targets = self.batch[1]
+        if not targets.is_floating_point():
+            outputs = self._hyperparameters["task"]["num_classes"]
+            targets = nn.functional.one_hot(targets, outputs)
+        return _floats(targets)
+
+    @cached_property
+    def classes(self) -> NDArray[np.int64]:
+        """[N] the class of each example; of a regression all 0."""
+        targets = self.batch[1]
+        if targets.is_floating_point():
+            return np.zeros(len(targets), np.int64)
+        found: NDArray[np.int64] = targets.cpu().numpy()
+        return found
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network in evaluation mode; its weights are those of the last step asked for."""
+        model = rebuild_model(self._run, self._hyperparameters, INSTEAD)
+        return model.to(self._at.device, self.dtype).eval()
+
+    def load(self, features: StepFeatures) -> nn.Module:
+        """The network with the weights and running statistics of a step."""
+        if self._loaded != features.source:
+            load_weights(self.model, features.model_state(), features)
+            self._loaded = features.source
+        return self.model
+
+    def state(self, features: StepFeatures) -> State:
+        """The network and its kernel at a step; computed once, and kept for the last step."""
+        if "reference" in self.__dict__ and self.reference.step == features.step:
+            return self.reference
+        if self._now is None or self._now[0] != features.source:
+            self._now = features.source, self._compute(features)
+        return self._now[1]
+
+    @cached_property
+    def reference(self) -> State:
+        """The network and its kernel at ``--reference``.
+
+        Raises:
+            UserError: that step has no features.
+        """
+        with self._reference_features() as features:
+            return self.state(features) if self._now_is(features) else self._compute(features)
+
+    def _now_is(self, features: StepFeatures) -> bool:
+        return self._now is not None and self._now[0] == features.source
+
+    @contextmanager
+    def _reference_features(self) -> Iterator[StepFeatures]:
+        step = self._config.reference
+        if step not in self._run.feature_steps():
+            raise UserError(
+                f"--reference {step}: {self._run.path} has no features of that step; choose one "
+                "that has, or run extract.py for this run first"
+            )
+        with step_features(self._run.fetch(self._run.features(step)), self._laws) as features:
+            yield features
+
+    def _compute(self, features: StepFeatures) -> State:
+        model, inputs = self.load(features), self.batch[0]
+        found = tangent_kernel(model, inputs, form=self._config.kernel, per_layer=True)
+        layers = {name: traced(_array(part)) for name, part in found.layers.items()}
+        with torch.no_grad():
+            logits = _floats(model(inputs))
+        parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        kernel = Kernel(_array(found.total), layers)
+        return State(features.step, logits, kernel, parameters, buffers)
+
+    def loss(self, logits: Floats) -> float:
+        """The run's loss of logits [N, C] on the examples."""
+        targets = self.batch[1]
+        of = torch.from_numpy(logits).to(targets.device)
+        targets = targets.double() if targets.is_floating_point() else targets
+        return float(self._at.loss(of, targets))
+
+    def accuracy(self, logits: Floats) -> float:
+        """The part of the examples whose largest logit is their class's; NaN for a regression."""
+        if self.batch[1].is_floating_point():
+            return float("nan")
+        return float((logits.argmax(1) == self.classes).mean())
+
+    def linearised(self, state: State, around: State) -> Floats:
+        """[N, C] f_0 + J_0 (θ − θ_0): the linear model's outputs with the weights of a state.
+
+        The buffers, such as running statistics, are those of the expansion's centre.
+
+        Args:
+            state: gives θ.
+            around: gives θ_0, at which the network is linear.
+        """
+        inputs, model = self.batch[0], self.model
+        change = {name: p - around.parameters[name] for name, p in state.parameters.items()}
+
+        def outputs(parameters: dict[str, Tensor]) -> Tensor:
+            found: Tensor = functional_call(model, (parameters, dict(around.buffers)), (inputs,))
+            return found
+
+        _, moved = torch.func.jvp(outputs, (dict(around.parameters),), (change,))
+        return around.logits + _floats(moved)
+
+
+def _array(tensor: Tensor) -> NDArray[np.floating]:
+    array: NDArray[np.floating] = tensor.detach().cpu().numpy()
+    return array
+
+
+def _floats(tensor: Tensor) -> Floats:
+    array: Floats = tensor.detach().double().cpu().numpy()
+    return array
