@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures
 from Metrics.kernels.at import KernelAt
+from Metrics.kernels.linear import Linear
 from Metrics.model_at import ModelAt
 from Metrics.predictions import Predict
 from Models.symmetry import Laws
@@ -29,6 +30,7 @@ class Context:
         model_at: the run's network at the checkpoints; costs nothing until it is used.
         predict: gives what the laws say of the charges at a checkpoint.
         kernel_at: the run's tangent kernel at the checkpoints; likewise.
+        linear: what the run would do if it were linear in its weights; likewise.
     """
 
     laws: Laws
@@ -37,6 +39,7 @@ class Context:
     model_at: ModelAt
     predict: Predict
     kernel_at: KernelAt
+    linear: Linear
 
     @property
     def seed(self) -> int:

@@ -26,7 +26,7 @@ from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.seeds import stream_seed
 
-INSTEAD = f"leave {' and '.join(IF_NAMED)} out of --metrics"
+INSTEAD = f"leave {', '.join(IF_NAMED)} out of --metrics"
 """What the user can do without the network."""
 
 
@@ -153,9 +153,7 @@ class ModelAt:
         return logits
 
 
-def load_weights(
-    model: nn.Module, state: Mapping[str, Tensor], features: StepFeatures
-) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], features: StepFeatures) -> None:
     """Give a network the weights of a step.
 
     Raises:

@@ -13,20 +13,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from Data import load_dataset
 from Data.batches import probe_batch
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
+from Metrics.kernels.activity import Activity, activity
 from Metrics.kernels.measures import Floats, traced
 from Metrics.model_at import INSTEAD, ModelAt, load_weights
-from Metrics.tangent import tangent_kernel
+from Metrics.tangent import forecast, tangent_kernel
+from Metrics.tangent.network import Network
 from Models.symmetry import Laws
 from Training.rebuild import rebuild_model
+from Utils.devices import free_memory
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5
+
+_GB = 1e9
 
 WHOLE = "network"
 """The "layer" of curves that are of the whole network."""
@@ -84,6 +88,9 @@ class KernelAt:
         config: the command line: which examples, and which form of the kernel.
         laws: of the run, for its features.
         model_at: how the run was trained, and its training examples.
+
+    Attributes:
+        run: as given.
     """
 
     def __init__(
@@ -94,7 +101,7 @@ class KernelAt:
         laws: Laws,
         model_at: ModelAt,
     ):
-        self._run, self._hyperparameters, self._config = run, hyperparameters, config
+        self.run, self._hyperparameters, self._config = run, hyperparameters, config
         self._laws, self._at = laws, model_at
         self._loaded = ""
         self._now: tuple[str, State] | None = None
@@ -105,6 +112,11 @@ class KernelAt:
         dtype = self._at.dtype
         return torch.float32 if dtype == torch.bfloat16 else dtype
 
+    @property
+    def normalisation(self) -> str:
+        """What batch normalisation divides by: "running statistics", or "none" without any."""
+        return Network(self.model).normalisation
+
     @cached_property
     def batch(self) -> tuple[Tensor, Tensor]:
         """Inputs [N, *input_shape] and targets, [N] int64 or [N, C], the same at every step.
@@ -114,8 +126,8 @@ class KernelAt:
         """
         if self._config.kernel_on == "train":
             inputs, targets = self._at.batch
-        elif self._run.probe.exists():
-            with open_hdf5(self._run.fetch(self._run.probe), "run train.py again") as file:
+        elif self.run.probe.exists():
+            with open_hdf5(self.run.fetch(self.run.probe), "run train.py again") as file:
                 inputs, targets = (torch.from_numpy(file[n][()]) for n in ("inputs", "targets"))
         else:
             training = self._at.training
@@ -135,7 +147,7 @@ class KernelAt:
         if not targets.is_floating_point():
             outputs = self._hyperparameters["task"]["num_classes"]
             targets = nn.functional.one_hot(targets, outputs)
-        return _floats(targets)
+        return as_floats(targets)
 
     @cached_property
     def classes(self) -> NDArray[np.int64]:
@@ -149,7 +161,7 @@ class KernelAt:
     @cached_property
     def model(self) -> nn.Module:
         """The network in evaluation mode; its weights are those of the last step asked for."""
-        model = rebuild_model(self._run, self._hyperparameters, INSTEAD)
+        model = rebuild_model(self.run, self._hyperparameters, INSTEAD)
         return model.to(self._at.device, self.dtype).eval()
 
     def load(self, features: StepFeatures) -> nn.Module:
@@ -183,20 +195,39 @@ class KernelAt:
     @contextmanager
     def _reference_features(self) -> Iterator[StepFeatures]:
         step = self._config.reference
-        if step not in self._run.feature_steps():
+        if step not in self.run.feature_steps():
             raise UserError(
-                f"--reference {step}: {self._run.path} has no features of that step; choose one "
+                f"--reference {step}: {self.run.path} has no features of that step; choose one "
                 "that has, or run extract.py for this run first"
             )
-        with step_features(self._run.fetch(self._run.features(step)), self._laws) as features:
+        with step_features(self.run.fetch(self.run.features(step)), self._laws) as features:
             yield features
+
+    def forecast(self, steps: int) -> str:
+        """What the kernels of so many checkpoints will take.
+
+        Raises:
+            UserError: more memory than there is.
+        """
+        inputs, form = self.batch[0], self._config.kernel
+        one = forecast(self.model, inputs, form=form, per_layer=True)
+        numbers = len(inputs) ** 2 * (self.targets.shape[1] ** 2 if form == "full" else 1)
+        stored = 2 * steps * numbers * 8  # in the cache and, while it is compared, in float64
+        needed, free = one.bytes_ + stored, free_memory(self._at.device)
+        what = f"{form} tangent kernels of {len(inputs)} examples, {steps} checkpoints"
+        cost = f"about {steps * one.seconds:.3g} s and {needed / _GB:.2g} GB"
+        if needed > free:
+            fewer = "fewer --examples" if self._config.kernel_on == "train" else "--kernel-on train"
+            advice = "--kernel traced or " * (form == "full") + fewer
+            raise UserError(f"{what}: {cost}, of {free / _GB:.2g} GB free; use {advice}")
+        return f"{what}: {cost}"
 
     def _compute(self, features: StepFeatures) -> State:
         model, inputs = self.load(features), self.batch[0]
         found = tangent_kernel(model, inputs, form=self._config.kernel, per_layer=True)
         layers = {name: traced(_array(part)) for name, part in found.layers.items()}
         with torch.no_grad():
-            logits = _floats(model(inputs))
+            logits = as_floats(model(inputs))
         parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
         buffers = {name: b.clone() for name, b in model.named_buffers()}
         kernel = Kernel(_array(found.total), layers)
@@ -215,24 +246,19 @@ class KernelAt:
             return float("nan")
         return float((logits.argmax(1) == self.classes).mean())
 
-    def linearised(self, state: State, around: State) -> Floats:
-        """[N, C] f_0 + J_0 (θ − θ_0): the linear model's outputs with the weights of a state.
+    def activity(self, state: State) -> Activity:
+        """What the network's inside does on the examples."""
+        return activity(self.model, {**state.parameters, **state.buffers}, self.batch[0])
 
-        The buffers, such as running statistics, are those of the expansion's centre.
+    def feature_steps(self) -> list[int]:
+        """The steps that have features by now."""
+        return self.run.feature_steps()
 
-        Args:
-            state: gives θ.
-            around: gives θ_0, at which the network is linear.
-        """
-        inputs, model = self.batch[0], self.model
-        change = {name: p - around.parameters[name] for name, p in state.parameters.items()}
-
-        def outputs(parameters: dict[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(model, (parameters, dict(around.buffers)), (inputs,))
-            return found
-
-        _, moved = torch.func.jvp(outputs, (dict(around.parameters),), (change,))
-        return around.logits + _floats(moved)
+    def restored(self, state: State) -> nn.Module:
+        """The network with the weights and running statistics of a state."""
+        self._loaded = ""
+        self.model.load_state_dict({**state.parameters, **state.buffers}, strict=False)
+        return self.model
 
 
 def _array(tensor: Tensor) -> NDArray[np.floating]:
@@ -240,6 +266,7 @@ def _array(tensor: Tensor) -> NDArray[np.floating]:
     return array
 
 
-def _floats(tensor: Tensor) -> Floats:
+def as_floats(tensor: Tensor) -> Floats:
+    """A tensor on the host, in float64."""
     array: Floats = tensor.detach().double().cpu().numpy()
     return array
