@@ -23,6 +23,11 @@ from Metrics.figures._plots import (
 
 _PICTURES = 3
 _TIMES = 5  # spectra in a panel
+_RANKS = {
+    "effective rank": "entropy",
+    "participation ratio": "participation",
+    "stable rank": "stable",
+}
 
 
 def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
@@ -64,11 +69,11 @@ def draw_spectrum(cache: Cache, layers: Sequence[Layer], options: Options) -> Fi
     if np.isfinite(whole.beside["largest lr"]).any():
         rates.append(Line(whole.beside["largest lr"], "largest stable", style.EXACT))
     plots = [
-        _eigenvalues("eigenvalues", whole.measured, cache),
-        _eigenvalues("eigenvalues, centred", centred.measured, cache),
+        _eigenvalues("eigenvalues by rank", whole.measured, cache),
+        _eigenvalues("by rank, centred", centred.measured, cache),
         Plot("learning rate", rates, logarithmic=True),
-        Plot("ranks", _ranks(whole), logarithmic=True),
-        Plot("ranks, centred", _ranks(centred), logarithmic=True),
+        Plot("effective ranks", _ranks(whole), logarithmic=True),
+        Plot("effective ranks, centred", _ranks(centred), logarithmic=True),
         Plot(
             "condition number",
             [Line(x.beside["condition number"], n) for x, n in ((whole, "Θ"), (centred, "HΘH"))],
@@ -92,12 +97,11 @@ def _eigenvalues(title: str, values: Array, cache: Cache) -> Plot:
         )
         for t, colour in zip(chosen, early_to_late(len(chosen)), strict=True)
     ]
-    return Plot(title, lines, logarithmic=True, x_label="rank")
+    return Plot(title, lines, logarithmic=True, over_ranks=True)
 
 
 def _ranks(layer: Layer) -> list[Line]:
-    names = ("effective rank", "participation ratio", "stable rank")
-    return [Line(layer.beside[name], name.split()[0]) for name in names]
+    return [Line(layer.beside[name], label) for name, label in _RANKS.items()]
 
 
 def draw_alignment(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from Metrics.figures import _style as style
-from Metrics.figures._cache import Array, Cache, Layer
+from Metrics.figures._cache import Cache, Layer
 from Metrics.figures._options import Options
 from Metrics.figures._plots import (
     WHOLE,
@@ -22,9 +22,9 @@ from Metrics.figures._plots import (
 _MODES = 8  # in a panel
 
 _WAYS = {
-    "weights": ("same steps", style.EXACT),
-    "descent": ("full batches", {**style.THIN, "color": "#D55E00", "linestyle": "--"}),
-    "flow": ("gradient flow", style.PAPER),
+    "weights": ("linear, same steps", style.EXACT),
+    "descent": ("kernel, full batches", {**style.THIN, "color": "#D55E00", "linestyle": "--"}),
+    "flow": ("kernel, gradient flow", style.PAPER),
 }
 """Ways of predicting, their labels and looks."""
 
@@ -36,13 +36,13 @@ def draw_modes(cache: Cache, layers: Sequence[Layer], options: Options) -> Figur
     chosen = np.unique(np.geomspace(1, reference.units, _MODES).astype(int)) - 1
     colours = style.colours(len(chosen))
     powers = [
-        Line(layer.beside["target"][-1], name, style.THIN, np.arange(1.0, layer.units + 1))
-        for name, layer in of.items()
+        Line(layer.beside["target"][-1], label, style.THIN, np.arange(1.0, layer.units + 1))
+        for layer, label in ((reference, "reference"), (now, "last step"))
     ]
     plots = [
         Plot("along the reference's modes", _modes(reference, chosen, colours), logarithmic=True),
         Plot("along the modes of the step", _modes(now, chosen, colours), logarithmic=True),
-        Plot("power of the targets", powers, x_label="number of modes", limits=(0.0, 1.05)),
+        Plot("targets within k modes", powers, over_ranks=True, limits=(0.0, 1.05)),
     ]
     handles = [Line2D([], [], color=colours[i], **style.MEASURED) for i in (0, -1)]
     labels = ["mode 1", f"mode {chosen[-1] + 1}"]
@@ -70,25 +70,29 @@ def draw_linearized(cache: Cache, layers: Sequence[Layer], options: Options) -> 
         if np.isfinite(of[name].measured).any()
     ]
     outputs = of["outputs"]
-    gaps = [Line(outputs.measured[:, 0], "moved", style.MEASURED), *_ways(outputs)]
-    plots.append(Plot("outputs: change, RMSE of models", gaps, logarithmic=True))
-    return draw_plots(cache, plots, options, outputs.note)
+    gaps = [Line(outputs.measured[:, 0], "", style.MEASURED), *_ways(outputs)]
+    plots.append(Plot("change of outputs; RMSE", gaps, logarithmic=True))
+    known = [way for way in _WAYS if np.isfinite(outputs.beside[way]).any()]
+    looks = [style.MEASURED | {"color": style.colours(1)[0]}, *(_WAYS[way][1] for way in known)]
+    handles = [Line2D([], [], **look) for look in looks]
+    legend = handles, ["network", *(_WAYS[way][0] for way in known)]
+    return draw_plots(cache, plots, options, outputs.note, legend)
 
 
 def _beside(layer: Layer) -> list[Line]:
-    return [Line(layer.measured[:, 0], "network", style.MEASURED), *_ways(layer)]
+    return [Line(layer.measured[:, 0], "", style.MEASURED), *_ways(layer)]
 
 
 def _ways(layer: Layer) -> list[Line]:
-    curves: list[tuple[Array, str]] = [(layer.beside[way], way) for way in _WAYS]
-    return [Line(x, _WAYS[way][0], _WAYS[way][1]) for x, way in curves if np.isfinite(x).any()]
+    curves = [(layer.beside[way], look) for way, (_, look) in _WAYS.items()]
+    return [Line(values, "", look) for values, look in curves if np.isfinite(values).any()]
 
 
 def draw_lazy(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
     """Relative changes of layers, and of what the whole network does."""
     colours = colours_of(layers)
     whole = next(layer for layer in cache.layers if layer.name == WHOLE)
-    labels = {"gap": "outputs: |f − linear| / |f − f₀|", "patterns": "rectifiers that switched"}
+    labels = {"gap": "nonlinear part of outputs", "patterns": "rectifiers that switched"}
     rest = [Line(whole.beside[c], label) for c, label in labels.items() if c in whole.beside]
     plots = [
         Plot("weights", by_layer(layers, "empirical", colours), logarithmic=True),

@@ -1,7 +1,7 @@
 """Panels that each have curves of their own, with their key inside: for metrics of many forms."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,14 +57,14 @@ class Plot:
         title: above it.
         lines: its curves.
         logarithmic: whether the vertical axis is, where all values are positive or unknown.
-        x_label: of the horizontal axis, if it is not time; it is logarithmic then.
+        over_ranks: whether the horizontal axis is a rank, and logarithmic, instead of time.
         limits: of the vertical axis, if they are not those of the values.
     """
 
     title: str
     lines: Sequence[Line]
     logarithmic: bool = False
-    x_label: str = ""
+    over_ranks: bool = False
     limits: tuple[float, float] | None = None
 
 
@@ -103,17 +103,15 @@ def draw_plots(
         note: said once, above the first panels.
         legend: of what all panels share.
     """
-    header = header_height(len(plots) if legend else 2, options)
-    figure, cells = grid(len(plots), False, header, bool(note))
+    keyed = replace(options, legend=options.legend and legend is not None)
+    figure, cells = grid(len(plots), False, header_height(len(plots), keyed), bool(note))
     for cell, plot in zip(cells, plots, strict=True):
         draw: Callable[..., None] = _draw_image if isinstance(plot, Image) else _draw_lines
         draw(cell, plot, cache, options, bool(note))
     if note:
-        across = (
-            cells[min(2, len(cells) - 1)].main.get_position().x1 - cells[0].main.get_position().x0
-        )
-        wide = Cell(cells[0].main, None, across * figure.get_figwidth())
-        add_note(wide, note, options)
+        right = cells[min(3, len(cells)) - 1].main.get_position().x1
+        across = (right - cells[0].main.get_position().x0) * figure.get_figwidth()
+        add_note(replace(cells[0], width=across), note, options)
     add_header(figure, cache.title, legend, options)
     return figure
 
@@ -123,19 +121,27 @@ def _draw_lines(cell: Cell, plot: Plot, cache: Cache, options: Options, note: bo
     colours = style.colours(max(len(plot.lines), 1))
     for line, colour in zip(plot.lines, colours, strict=True):
         x = x_values(cache.at, options) if line.x is None else line.x
-        values = np.where(np.isfinite(line.values), line.values, np.nan)
+        hidden = ~np.isfinite(line.values) | (plot.logarithmic & (line.values <= 0))
+        values = np.where(hidden, np.nan, line.values)
         axes.plot(x, values, label=line.label or None, **{"color": colour, **line.look})
         curves.append(Curve(x, values))
     joined = np.concatenate([curve.measured for curve in curves])
     panel = Panel.without_theory(plot.title, "", curves)
     label_axes(Cell(axes, None, cell.width, False, cell.at_bottom), panel, "", options)
-    if plot.x_label:
+    if plot.over_ranks:
         axes.set_xscale("log")
         axes.set_xlim(min(c.x.min() for c in curves) / 1.1, max(c.x.max() for c in curves) * 1.1)
-        axes.set_xlabel(plot.x_label, labelpad=2)
+        axes.set_xlabel("")
     _value_axis(axes, joined, plot)
     if options.legend and any(line.label for line in plot.lines):
-        axes.legend(loc="best", frameon=False, handlelength=1.4, labelspacing=0.25, borderpad=0.1)
+        axes.legend(
+            loc="best",
+            framealpha=0.75,
+            edgecolor="none",
+            handlelength=1.4,
+            labelspacing=0.25,
+            borderpad=0.1,
+        )
     add_title(cell, panel, note, options)
 
 
@@ -156,10 +162,11 @@ def _draw_image(cell: Cell, image: Image, cache: Cache, options: Options, note: 
     picture = axes.imshow(
         image.values, cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
     )
+    axes.set_anchor("W")
     figure = axes.get_figure()
     assert figure is not None
-    figure.colorbar(picture, ax=axes, fraction=0.08, pad=0.04)
-    axes.set_xticks(range(len(image.ticks)), image.ticks, rotation=30, ha="right")
+    figure.colorbar(picture, cax=axes.inset_axes((1.05, 0, 0.06, 1)))
+    axes.set_xticks(range(len(image.ticks)), image.ticks)
     axes.set_yticks(range(len(image.ticks)), image.ticks)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

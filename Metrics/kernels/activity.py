@@ -53,7 +53,7 @@ class _Rectifiers(TorchDispatchMode):
     """Notes the signs of what rectifiers read, whether modules or functions call them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.patterns: list[NDArray[np.bool_]] = []
 
     def __torch_dispatch__(

@@ -22,13 +22,17 @@ def matrix(kernel: NDArray[np.floating]) -> Floats:
 def traced(kernel: NDArray[np.floating]) -> Floats:
     """The mean over the outputs of a full kernel's blocks Θ_cc [N, N]; a traced one as it is."""
     wide = np.asarray(kernel, np.float64)
-    return wide if wide.ndim == 2 else np.trace(wide, axis1=2, axis2=3) / wide.shape[2]
+    if wide.ndim == 2:
+        return wide
+    mean: Floats = np.trace(wide, axis1=2, axis2=3) / wide.shape[2]
+    return mean
 
 
 def centred(kernel: Floats) -> Floats:
     """H K H with H = 1 − 11ᵀ/N: the kernel of features whose mean over the examples is zero."""
     rows = kernel - kernel.mean(0, keepdims=True)
-    return rows - rows.mean(1, keepdims=True)
+    both: Floats = rows - rows.mean(1, keepdims=True)
+    return both
 
 
 def cosine(left: Floats, right: Floats) -> float:
@@ -42,7 +46,8 @@ def cosines(kernels: Floats) -> Floats:
     flat = kernels.reshape(len(kernels), -1)
     sizes = np.linalg.norm(flat, axis=1, keepdims=True)
     units = np.divide(flat, sizes, out=np.full_like(flat, np.nan), where=sizes > 0)
-    return units @ units.T
+    products: Floats = units @ units.T
+    return products
 
 
 def kernel_distances(kernels: Floats) -> Floats:

@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.linalg import eigvalsh
 
 from Metrics.edge import Edge
 from Metrics.features import StepFeatures
@@ -18,12 +17,12 @@ from Metrics.kernels.measures import (
     centred,
     condition_number,
     effective_rank,
-    matrix,
     participation_ratio,
     stable_rank,
 )
 from Metrics.kernels.metric import KernelMetric
 from Metrics.metric import Arrays, Verdict
+from Training.function_space import largest_curvature
 
 CENTRED = "centred"
 """The "layer" of H Θ H, without the direction (1, …, 1) that H takes out."""
@@ -54,7 +53,9 @@ class Spectrum(KernelMetric):
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """Whether the largest stable learning rate is known."""
         reason = self._reason(features.step)
-        return {WHOLE: Verdict(np.full(len(self.context.kernel_at.classes), not reason), reason)}
+        units = np.full(len(self.context.kernel_at.classes), not reason)
+        traced = self.context.config.kernel == "traced"
+        return {WHOLE: Verdict(units, reason or "from one kernel for all outputs" * traced)}
 
     @cached_property
     def _edge(self) -> Edge:
@@ -65,54 +66,22 @@ class Spectrum(KernelMetric):
             return reason
         if self._edge.largest_lr(step, 1.0) is None:
             return f"{self.context.model_at.training.optimizer} preconditions the gradient"
-        if self.context.model_at.training.loss != "mse" and self.context.config.kernel != "full":
-            return "that of cross-entropy needs --kernel full"
         return ""
 
     def _largest_lr(self, state: State) -> float:
         """η at which the largest eigenvalue of JᵀH_fJ reaches the edge; NaN if unknown."""
         if self._reason(state.step):
             return float("nan")
-        largest = largest_curvature(
-            state.kernel.total, state.logits, self.context.model_at.training.loss
+        at = self.context.kernel_at
+        targets = at.batch[1].cpu()
+        curvature = largest_curvature(
+            torch.from_numpy(state.kernel.total),
+            self.context.model_at.loss,
+            torch.from_numpy(state.logits),
+            targets.double() if targets.is_floating_point() else targets,
         )
-        found = self._edge.largest_lr(state.step, largest)
+        found = self._edge.largest_lr(state.step, curvature)
         return float("nan") if found is None else found
-
-
-def largest_curvature(kernel: Floats, logits: Floats, loss: str) -> float:
-    """The largest eigenvalue of the Gauss-Newton matrix JᵀH_fJ on the examples.
-
-    It is that of H_f^{1/2} Θ H_f^{1/2}, H_f [NC, NC] being the loss's second derivative by the
-    logits: 2/(NC) for the mean squared error, (diag p − ppᵀ)/N for softmax cross-entropy. Of a
-    traced kernel, a mean of blocks, the result is a lower bound.
-
-    Args:
-        kernel: [N, N] or [N, N, C, C].
-        logits: [N, C].
-        loss: "mse", or "ce", which needs the full kernel.
-    """
-    theta = matrix(kernel)
-    last = [len(theta) - 1] * 2
-    if loss == "mse":
-        return 2 / logits.size * float(eigvalsh(theta, subset_by_index=last)[0])
-    examples, outputs = logits.shape
-    root = _root_of_softmax_curvature(logits)
-    half = np.einsum("nab,nbm->nam", root, theta.reshape(examples, outputs, -1))
-    whole = np.einsum("xmb,mbc->xmc", half.reshape(-1, examples, outputs), root)
-    return float(eigvalsh(whole.reshape(theta.shape), subset_by_index=last)[0])
-
-
-def _root_of_softmax_curvature(logits: Floats) -> Floats:
-    """[N, C, C] the symmetric square roots of (diag p − ppᵀ)/N."""
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    p = exponentials / exponentials.sum(1, keepdims=True)
-    blocks = (np.einsum("na,ab->nab", p, np.eye(p.shape[1])) - np.einsum("na,nb->nab", p, p)) / len(
-        p
-    )
-    values, vectors = np.linalg.eigh(blocks)
-    root: Floats = np.einsum("nai,ni,nbi->nab", vectors, np.sqrt(np.maximum(values, 0)), vectors)
-    return root
 
 
 def _without_the_smallest(ascending: Floats) -> Floats:
