@@ -39,7 +39,7 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
     shown = [k[np.ix_(order, order)] * len(k) / np.trace(k) for k in kernels]
     limits = (min(float(k.min()) for k in shown), float(np.percentile(shown, 99)))
     steps = [int(cache.at.step[t]) for t in spread(len(cache.at.step), _PICTURES)]
-    images = [
+    images: list[Plot | Image] = [
         Image(f"step {step}", k, limits, "example, by class" if i == 0 else "")
         for i, (step, k) in enumerate(zip(steps, shown, strict=True))
     ]

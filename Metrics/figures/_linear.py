@@ -33,7 +33,7 @@ def draw_modes(cache: Cache, layers: Sequence[Layer], options: Options) -> Figur
     """Errors along some eigenvectors, with their predicted decay, and the targets' power."""
     of = {layer.name: layer for layer in cache.layers}
     reference, now = of["reference"], of["now"]
-    chosen = np.unique(np.geomspace(1, reference.units, _MODES).astype(int)) - 1
+    chosen = [int(i) - 1 for i in np.unique(np.geomspace(1, reference.units, _MODES).astype(int))]
     colours = style.colours(len(chosen))
     powers = [
         Line(layer.beside["target"][-1], label, style.THIN, np.arange(1.0, layer.units + 1))

@@ -8,7 +8,7 @@ import numpy as np
 from Metrics.features import StepFeatures
 from Metrics.kernels.activity import Activity
 from Metrics.kernels.at import WHOLE, State
-from Metrics.kernels.measures import cka, relative_norm
+from Metrics.kernels.measures import cka_distance, relative_norm
 from Metrics.kernels.metric import Compared
 from Metrics.metric import Arrays, Context, vector
 
@@ -37,7 +37,7 @@ class Lazy(Compared):
             rows[f"empirical/{name}"] = vector(_moved(state, start, name))
             rows[f"kernel/{name}"] = _relative(part, start.kernel.layers[name])
         for name, gram in now.features.items():
-            rows[f"features/{name}"] = np.array(1 - cka(gram, before.features[name]))
+            rows[f"features/{name}"] = np.array(cka_distance(gram, before.features[name]))
         return rows
 
     def _activity(self, start: State) -> Activity:

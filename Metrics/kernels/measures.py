@@ -51,7 +51,7 @@ def cosines(kernels: Floats) -> Floats:
 
 
 def kernel_distances(kernels: Floats) -> Floats:
-    """[T, T] S(t, t') = 1 − ⟨Θ_t, Θ_t'⟩ / (|Θ_t| |Θ_t'|) (Fort et al. 2020, equation 3)."""
+    """[T, T] S(t, t') = 1 − ⟨Θ_t, Θ_t'⟩ / (|Θ_t| |Θ_t'|) (Fort et al. 2020)."""
     distances: Floats = np.maximum(1 - cosines(kernels), 0.0)
     np.fill_diagonal(distances, 0.0)
     return distances
@@ -60,13 +60,13 @@ def kernel_distances(kernels: Floats) -> Floats:
 def alignment(kernel: Floats, targets: Floats) -> float:
     """A(K, YYᵀ), the cosine between a kernel and that of the targets [N, C].
 
-    Cristianini et al. (2001), definition 1; for one output it is yᵀKy / (|K|_F |y|²).
+    Cristianini et al. (2001); for one output it is yᵀKy / (|K|_F |y|²).
     """
     return cosine(kernel, targets @ targets.T)
 
 
 def centred_alignment(kernel: Floats, targets: Floats) -> float:
-    """The same of centred kernels (Cortes et al. 2012, definition 4), which is CKA with YYᵀ."""
+    """The same of centred kernels (Cortes et al. 2012), which is CKA with YYᵀ."""
     return alignment(centred(kernel), targets - targets.mean(0))
 
 
@@ -75,47 +75,68 @@ def cka(left: Floats, right: Floats) -> float:
     return cosine(centred(left), centred(right))
 
 
-def effective_rank(eigenvalues: Floats) -> float:
+def eigenvalues(kernel: Floats) -> Floats:
+    """[N] of a symmetric matrix, largest first; NaN of one that is not finite."""
+    if not np.isfinite(kernel).all():
+        return np.full(len(kernel), np.nan)
+    values: Floats = np.linalg.eigvalsh(kernel)[::-1].astype(np.float64)
+    return values
+
+
+def eigenvectors(kernel: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues [N] and eigenvectors [N, N] likewise."""
+    if not np.isfinite(kernel).all():
+        return np.full(len(kernel), np.nan), np.full_like(kernel, np.nan)
+    values, vectors = np.linalg.eigh(kernel)
+    return values[::-1].copy(), vectors[:, ::-1].copy()
+
+
+def cka_distance(left: Floats, right: Floats) -> float:
+    """1 − CKA, as half the squared distance of unit vectors: exact also for small ones."""
+    units = []
+    for kernel in map(centred, (left, right)):
+        size = float(np.linalg.norm(kernel))
+        units.append(kernel / size if size else np.full_like(kernel, np.nan))
+    return float(np.square(units[0] - units[1]).sum()) / 2
+
+
+def effective_rank(values: Floats) -> float:
     """exp of the entropy of λ/Σλ (Roy and Vetterli 2007); rounding below zero counts as zero."""
-    positive = eigenvalues[eigenvalues > 0]
+    positive = values[values > 0]
     parts = positive / positive.sum()
     return float(np.exp(-np.sum(parts * np.log(parts)))) if len(parts) else float("nan")
 
 
-def participation_ratio(eigenvalues: Floats) -> float:
+def participation_ratio(values: Floats) -> float:
     """(Σλ)² / Σλ²."""
-    squares = float(np.square(eigenvalues).sum())
-    return float(eigenvalues.sum()) ** 2 / squares if squares else float("nan")
+    squares = float(np.square(values).sum())
+    return float(values.sum()) ** 2 / squares if squares else float("nan")
 
 
-def stable_rank(eigenvalues: Floats) -> float:
+def stable_rank(values: Floats) -> float:
     """Σλ / λ_max: of any J with Θ = JJᵀ, |J|_F² / |J|²."""
-    largest = float(eigenvalues.max())
-    return float(eigenvalues.sum()) / largest if largest else float("nan")
+    largest = float(values.max())
+    return float(values.sum()) / largest if largest else float("nan")
 
 
-def condition_number(eigenvalues: Floats, precision: float) -> float:
+def condition_number(values: Floats, precision: float) -> float:
     """λ_max / λ_min, infinite where λ_min is not above the rounding of its matrix.
 
     Args:
-        eigenvalues: [n].
+        values: [n] eigenvalues.
         precision: machine epsilon of the number format in which the kernel was computed.
     """
-    smallest, largest = float(eigenvalues.min()), float(eigenvalues.max())
-    return largest / smallest if smallest > len(eigenvalues) * precision * largest else np.inf
-
-
-def top_eigenspace(kernel: Floats, dimensions: int) -> Floats:
-    """[N, k] orthonormal eigenvectors of the k largest eigenvalues, largest first."""
-    vectors: Floats = np.linalg.eigh(kernel)[1][:, ::-1][:, :dimensions]
-    return np.ascontiguousarray(vectors)
+    smallest, largest = float(values.min()), float(values.max())
+    return largest / smallest if smallest > len(values) * precision * largest else np.inf
 
 
 def principal_angles(left: Floats, right: Floats) -> Floats:
     """[k] angles between the spans of two [N, k] arrays, largest first, in radians.
 
-    Björck and Golub (1973), by scipy, to rounding also for small angles.
+    Björck and Golub (1973), by scipy, to rounding also for small angles; NaN where a span is.
     """
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        return np.full(left.shape[1], np.nan)
     angles: Floats = subspace_angles(left, right)
     return angles
 
@@ -127,7 +148,7 @@ def mode_powers(vectors: Floats, residual: Floats) -> Floats:
 
 
 def cumulative_power(vectors: Floats, targets: Floats) -> Floats:
-    """[k] C(k) = Σ_{i≤k} |u_iᵀ Y|² / |Y|² (Canatar et al. 2021, equation 6)."""
+    """[k] C(k) = Σ_{i≤k} |u_iᵀ Y|² / |Y|² (Canatar et al. 2021)."""
     powers = np.square(vectors.T @ targets).sum(1)
     total = float(np.square(targets).sum())
     cumulative: Floats = np.cumsum(powers) / total if total else np.full(len(powers), np.nan)

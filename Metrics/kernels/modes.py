@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from Metrics.features import StepFeatures
 from Metrics.kernels.linear import DESCENT
-from Metrics.kernels.measures import Floats, cumulative_power, mode_powers
+from Metrics.kernels.measures import Floats, cumulative_power, eigenvectors, mode_powers
 from Metrics.kernels.metric import Compared
 from Metrics.metric import Arrays, Verdict
 
@@ -27,7 +27,7 @@ class Modes(Compared):
         state, targets = self.state(features), self.context.kernel_at.targets
         error = self._error(state.logits)
         rows: dict[str, Floats] = {}
-        bases = {REFERENCE: self._basis, NOW: _eigen(state.kernel.traced)}
+        bases = {REFERENCE: self._basis, NOW: eigenvectors(state.kernel.traced)}
         for name, (values, vectors) in bases.items():
             rows[f"empirical/{name}"] = mode_powers(vectors, error)
             rows[f"eigenvalue/{name}"] = values
@@ -53,10 +53,4 @@ class Modes(Compared):
 
     @cached_property
     def _basis(self) -> tuple[Floats, Floats]:
-        return _eigen(self.reference.kernel.traced)
-
-
-def _eigen(kernel: Floats) -> tuple[Floats, Floats]:
-    """Eigenvalues [N] and eigenvectors [N, N], largest first."""
-    values, vectors = np.linalg.eigh(kernel)
-    return values[::-1].copy(), vectors[:, ::-1].copy()
+        return eigenvectors(self.reference.kernel.traced)

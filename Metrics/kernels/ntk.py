@@ -13,11 +13,11 @@ from Metrics.kernels.measures import (
     Floats,
     centred,
     cosines,
+    eigenvectors,
     kernel_distances,
     matrix,
     principal_angles,
     relative_norm,
-    top_eigenspace,
     traced,
 )
 from Metrics.kernels.metric import KernelMetric
@@ -52,7 +52,7 @@ class TangentKernels(KernelMetric):
             },
             f"kernel/{WHOLE}": kernel.total,
             f"class/{WHOLE}": at.classes,
-            f"eigenspace/{WHOLE}": top_eigenspace(kernel.traced, dimensions),
+            f"eigenspace/{WHOLE}": eigenvectors(kernel.traced)[1][:, :dimensions],
         }
 
     def derived(self, curves: Arrays) -> Arrays:

@@ -17,6 +17,7 @@ from Metrics.kernels.measures import (
     centred,
     condition_number,
     effective_rank,
+    eigenvalues,
     participation_ratio,
     stable_rank,
 )
@@ -36,8 +37,8 @@ class Spectrum(KernelMetric):
         state = self.state(features)
         kernel = state.kernel.traced
         spectra = {
-            WHOLE: np.linalg.eigvalsh(kernel)[::-1],
-            CENTRED: _without_the_smallest(np.linalg.eigvalsh(centred(kernel))),
+            WHOLE: eigenvalues(kernel),
+            CENTRED: _without_the_smallest(eigenvalues(centred(kernel))),
         }
         precision = float(torch.finfo(self.context.kernel_at.dtype).eps)
         rows = {f"empirical/{name}": values for name, values in spectra.items()}
@@ -70,7 +71,7 @@ class Spectrum(KernelMetric):
 
     def _largest_lr(self, state: State) -> float:
         """η at which the largest eigenvalue of JᵀH_fJ reaches the edge; NaN if unknown."""
-        if self._reason(state.step):
+        if self._reason(state.step) or not np.isfinite(state.kernel.total).all():
             return float("nan")
         at = self.context.kernel_at
         targets = at.batch[1].cpu()
@@ -84,7 +85,6 @@ class Spectrum(KernelMetric):
         return float("nan") if found is None else found
 
 
-def _without_the_smallest(ascending: Floats) -> Floats:
-    """Largest first, without the one that is smallest in size: the direction taken out."""
-    kept = np.delete(ascending, np.abs(ascending).argmin())
-    return kept[::-1]
+def _without_the_smallest(values: Floats) -> Floats:
+    """Without the one that is smallest in size: that of the direction taken out."""
+    return np.delete(values, np.abs(values).argmin())
