@@ -143,7 +143,7 @@ class CacheFile:
         units = {
             scale: np.arange(size)
             for path, names in scales.items()
-            for scale, size in zip(names, arrays[path].shape, strict=True)
+            for scale, size in zip(names, arrays[path].shape, strict=bool(names))
             if scale not in ("steps", "dense/steps")
         }
         steps = sorted(self._sources)
