@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from Metrics.tangent.jacobian import jacobian_kernel
 from Metrics.tangent.network import Network, require_repeatable
+from Metrics.tangent.plan import make_plan
+from Metrics.tangent.structured import structured_kernels
 
 Form = Literal["traced", "full"]
 Route = Literal["auto", "structured", "jacobian", "products"]
@@ -61,7 +63,17 @@ def tangent_kernel(
     network = Network(model)
     if network.couples_examples:
         require_repeatable(network, inputs)
-    layers = jacobian_kernel(network, inputs, others, form=form)
+    if network.couples_examples or route == "jacobian":
+        layers = jacobian_kernel(network, inputs, others, form=form)
+    else:
+        columns = None if others is None else len(others)
+        plan = make_plan(network, inputs, columns, form == "traced")
+        import os
+
+        chunk = int(os.environ.get("CHUNK", 16))
+        layers = structured_kernels(
+            network, inputs, others, plan, form == "traced", chunk, 1 << 28
+        )
     total = sum(layers.values(), start=next(iter(layers.values())).new_zeros(()))
     return TangentKernel(
         total=total,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +82,11 @@ class Network:
         Raises:
             UserError: the outputs have another shape.
         """
-        changed = {n: b.clone() for n, b in self.buffers.items()} if self.module.training else {}
-        logits = functional_call(self.module, {**changed, **(parameters or {})}, (inputs,))
+        replaced = dict(parameters or {})
+        if any(module.training for module in self.module.modules()):
+            replaced |= {name: buffer.clone() for name, buffer in self.buffers.items()}
+        call = partial(functional_call, self.module, replaced) if replaced else self.module
+        logits = call((inputs,)) if replaced else call(inputs)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
             seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
