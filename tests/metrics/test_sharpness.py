@@ -275,9 +275,13 @@ def test_a_network_that_is_gone(tmp_path: Path) -> None:
     source.write_text(
         NOISY.replace("64, 6)", "64, 7)").replace("d(6", "d(7").replace("6, num", "7, num")
     )
-    with pytest.raises(UserError, match=r"step0\.h5 does not fit the model .* leave sharpness, certificate"):
+    with pytest.raises(
+        UserError, match=r"step0\.h5 does not fit the model .* leave sharpness, certificate"
+    ):
         cache_run(run, ALL)
     source.unlink()
-    with pytest.raises(UserError, match=r"mine\.py.*leave sharpness, certificate, .* out of --metr"):
+    with pytest.raises(
+        UserError, match=r"mine\.py.*leave sharpness, certificate, .* out of --metr"
+    ):
         cache_run(run, ALL)
     assert cache_run(run)
