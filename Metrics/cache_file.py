@@ -46,7 +46,9 @@ class Part:
     def of(cls, metric: Metric, features: StepFeatures) -> "Part":
         """A metric at a step; raises ``UserError`` if it cannot be computed."""
         rows = {"time": features.time, **metric.rows(features)}
-        arrays = {path: np.asarray(row)[None] for path, row in rows.items()}
+        curves = list(dict.fromkeys(path.partition("/")[0] for path in rows))
+        order = sorted(rows, key=lambda path: curves.index(path.partition("/")[0]))  # as in files
+        arrays = {path: np.asarray(rows[path])[None] for path in order}
         return cls(arrays | dict(metric.dense(features)), metric.verdicts(features))
 
 

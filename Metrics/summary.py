@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from Utils.storage import open_hdf5
 
-
 _PARTED = 0.1
 """RMSE, relative to how far the outputs have moved, from which on two networks are said to part."""
 

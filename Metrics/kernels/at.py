@@ -134,7 +134,9 @@ class KernelAt:
             dataset = load_dataset(
                 training.dataset, training.data_dir, training.seed, **training.data_options
             )
-            inputs, targets = probe_batch(dataset, training.probe_size, training.seed)
+            inputs, targets = probe_batch(
+                dataset, training.probe_size, training.seed, dtype=self.dtype
+            )
         device = self._at.device
         real = targets.is_floating_point()
         targets = targets.to(device, self.dtype if real else torch.int64)

@@ -71,9 +71,7 @@ def tangent_kernel(
         import os
 
         chunk = int(os.environ.get("CHUNK", 16))
-        layers = structured_kernels(
-            network, inputs, others, plan, form == "traced", chunk, 1 << 28
-        )
+        layers = structured_kernels(network, inputs, others, plan, form == "traced", chunk, 1 << 28)
     total = sum(layers.values(), start=next(iter(layers.values())).new_zeros(()))
     return TangentKernel(
         total=total,

@@ -9,9 +9,7 @@ from torch.func import jacrev, vmap
 from Metrics.tangent.network import Network, Rows
 
 
-def jacobian_rows(
-    network: Network, inputs: Tensor, names: Sequence[str] | None = None
-) -> Rows:
+def jacobian_rows(network: Network, inputs: Tensor, names: Sequence[str] | None = None) -> Rows:
     """∂f(x_n)_c/∂θ of examples that do not see each other: ``vmap(jacrev)``.
 
     Args:
@@ -42,9 +40,7 @@ def _one_by_one(network: Network, inputs: Tensor, names: Sequence[str]) -> Rows:
     return {name: torch.cat([piece[name] for piece in pieces]) for name in names}
 
 
-def coupled_rows(
-    network: Network, inputs: Tensor, names: Sequence[str] | None = None
-) -> Rows:
+def coupled_rows(network: Network, inputs: Tensor, names: Sequence[str] | None = None) -> Rows:
     """The same for a batch whose examples see each other, by N C backward passes.
 
     Args:

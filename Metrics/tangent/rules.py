@@ -144,8 +144,10 @@ def _convolution(
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
-    return (value,) * dimensions if isinstance(value, int) else tuple(value) * (
-        dimensions if len(value) == 1 else 1
+    return (
+        (value,) * dimensions
+        if isinstance(value, int)
+        else tuple(value) * (dimensions if len(value) == 1 else 1)
     )
 
 

@@ -107,9 +107,7 @@ def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]
     return store
 
 
-def _differentiate(
-    here: Pass, plan: Plan, terms: Sequence[Term]
-) -> dict[tuple[int, int], Tensor]:
+def _differentiate(here: Pass, plan: Plan, terms: Sequence[Term]) -> dict[tuple[int, int], Tensor]:
     """By (use, piece): derivatives [n, C, ...] of products, rows [n, C, ...] of reductions."""
     wanted = sorted({(o.use, o.piece) for term in terms for o in term.occurrences})
     uses = sorted({use for use, _ in wanted})
