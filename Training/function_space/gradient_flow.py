@@ -77,7 +77,7 @@ class _Flow:
         size, unit = self._shape.numel(), float(self._roots[-1])
         solution = solve_ivp(
             lambda t, q: self._rate(t, self._tensor(q)),
-            (0.0, max(times[-1], 1e-300)),  # it refuses an empty interval
+            (0.0, times[-1] or 1.0),  # it refuses an empty interval
             [0.0] * size,
             method="LSODA",  # of scipy's stiff solvers ten times as fast as BDF, and Radau
             t_eval=times,
