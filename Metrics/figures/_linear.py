@@ -19,7 +19,7 @@ from Metrics.figures._plots import (
     layer_legend,
 )
 
-_MODES = 8  # in a panel
+_MODES = 6  # in a panel
 
 _WAYS = {
     "weights": ("linear, same steps", style.EXACT),
@@ -33,7 +33,7 @@ def draw_modes(cache: Cache, layers: Sequence[Layer], options: Options) -> Figur
     """Errors along some eigenvectors, with their predicted decay, and the targets' power."""
     of = {layer.name: layer for layer in cache.layers}
     reference, now = of["reference"], of["now"]
-    chosen = [int(i) - 1 for i in np.unique(np.geomspace(1, reference.units, _MODES).astype(int))]
+    chosen = [int(i) - 1 for i in np.unique(np.geomspace(1, reference.units, min(_MODES, options.max_units)).astype(int))]
     colours = style.colours(len(chosen))
     powers = [
         Line(layer.beside["target"][-1], label, style.THIN, np.arange(1.0, layer.units + 1))
