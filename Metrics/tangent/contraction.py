@@ -64,7 +64,8 @@ class Gram:
         matrix = self.matrix
         if self._symmetric:
             for low, high in _strips(len(matrix), _TILE):
-                matrix[low:high, low:high].copy_(_mirrored(matrix[low:high, low:high]))
+                block = matrix[low:high, low:high]
+                block.tril_().add_(block.tril(-1).T)
                 matrix[:low, low:high] = matrix[low:high, :low].T
         if self._traced:
             return matrix / self._logits
@@ -176,6 +177,3 @@ def _strips(length: int, size: int) -> Iterator[tuple[int, int]]:
     for low in range(0, length, size):
         yield low, min(low + size, length)
 
-
-def _mirrored(lower: Tensor) -> Tensor:
-    return lower.tril() + lower.tril(-1).T

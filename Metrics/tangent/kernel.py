@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from Metrics.tangent.jacobian import jacobian_kernel
-from Metrics.tangent.network import Network, require_repeatable
-from Metrics.tangent.plan import make_plan
+from Metrics.tangent.cost import needed_bytes
+from Metrics.tangent.jacobian import jacobian_kernels
+from Metrics.tangent.network import Network, look_at
+from Metrics.tangent.plan import Plan, make_plan
+from Metrics.tangent.products import product_kernels
+from Metrics.tangent.routes import Form, Route, choose
+from Metrics.tangent.schedule import available_memory, default_memory
 from Metrics.tangent.structured import structured_kernels
-
-Form = Literal["traced", "full"]
-Route = Literal["auto", "structured", "jacobian", "products"]
+from Utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,47 @@ def tangent_kernel(
         UserError: the outputs are no logits, differ from call to call, or the work does not fit
             into the memory.
     """
-    network = Network(model)
-    if network.couples_examples:
-        require_repeatable(network, inputs)
-    if network.couples_examples or route == "jacobian":
-        layers = jacobian_kernel(network, inputs, others, form=form)
-    else:
-        columns = None if others is None else len(others)
-        plan = make_plan(network, inputs, columns, form == "traced")
-        import os
-
-        chunk = int(os.environ.get("CHUNK", 16))
-        layers = structured_kernels(network, inputs, others, plan, form == "traced", chunk, 1 << 28)
-    total = sum(layers.values(), start=next(iter(layers.values())).new_zeros(()))
+    network = look_at(model, inputs)
+    traced = form == "traced"
+    plan = make_plan(network, inputs, None if others is None else len(others), traced)
+    memory = default_memory(inputs.device) if memory is None else memory
+    chosen = choose(network, plan, route, memory)
+    _require_memory(network, plan, per_layer, memory)
+    compute = {
+        "structured": structured_kernels,
+        "jacobian": jacobian_kernels,
+        "products": product_kernels,
+    }[chosen]
+    kernels = compute(network, inputs, others, plan, per_layer, memory)
+    total = torch.stack(list(kernels.values())).sum(0) if per_layer else kernels[""]
     return TangentKernel(
         total=total,
-        layers=layers if per_layer else {},
+        layers=kernels if per_layer else {},
         normalisation=network.normalisation,
-        routes=dict.fromkeys(layers, "jacobian"),
+        routes=_routes(network, plan, chosen),
     )
+
+
+def _require_memory(network: Network, plan: Plan, per_layer: bool, memory: int) -> None:
+    needed = needed_bytes(network, plan, per_layer, memory)
+    free = available_memory(next(iter(network.parameters.values())).device)
+    if needed <= free:
+        return
+    sizes = plan.sizes
+    advice = [] if sizes.traced else ["form='traced'"]
+    advice += ["per_layer=False"] if per_layer else []
+    raise UserError(
+        f"the kernel of {sizes.rows} by {sizes.columns} examples with {plan.logits} logits needs "
+        f"{needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free; take "
+        f"{', '.join([*advice, 'fewer examples'])}, or an estimate (Metrics.tangent.estimate)"
+    )
+
+
+def _routes(network: Network, plan: Plan, chosen: str) -> dict[str, str]:
+    """What was done to each layer: the forms of its parameters, or the route of all."""
+    if chosen != "structured":
+        return dict.fromkeys(network.layers, chosen)
+    kinds: dict[str, list[str]] = {layer: [] for layer in network.layers}
+    for term in plan.terms:
+        kinds[term.layer].append(term.kind)
+    return {layer: " and ".join(dict.fromkeys(found)) for layer, found in kinds.items()}

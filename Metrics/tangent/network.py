@@ -21,24 +21,16 @@ class Network:
 
     Attributes:
         module: maps [N, ...] to logits [N, C]; in training or evaluation mode.
+        couples_examples: whether the logits of an example depend on the others of its batch.
     """
 
     module: nn.Module
+    couples_examples: bool = False
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters; one that has several names goes by the first.
-
-        Raises:
-            UserError: there are none.
-        """
-        found = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        if not found:
-            raise UserError(
-                f"{type(self.module).__name__} has no parameter that requires a gradient, so it "
-                "has no tangent kernel; set requires_grad on those that are trained"
-            )
-        return found
+        """The trained parameters; one that has several names goes by the first."""
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
     @cached_property
     def buffers(self) -> dict[str, Tensor]:
@@ -96,13 +88,42 @@ class Network:
             )
         return logits
 
-    @cached_property
-    def couples_examples(self) -> bool:
-        """Whether the logits of an example depend on the other examples of its batch, or on luck.
 
-        Asked of the modules: batch normalisation by the batch, dropout.
-        """
-        return self.normalisation == "batch" or any(map(_drops, self.module.modules()))
+def look_at(module: nn.Module, inputs: Tensor) -> Network:
+    """A network, and whether its examples see each other.
+
+    The modules tell (batch normalisation by the batch, dropout), and a pair of examples: whether
+    the first one's logits are those it has alone.
+
+    Args:
+        module: maps [N, ...] to logits [N, C].
+        inputs: [N, ...].
+
+    Raises:
+        UserError: there are no parameters or inputs, the outputs are no logits, or the examples
+            see each other and the logits differ from call to call.
+    """
+    network = Network(module)
+    if not len(inputs):
+        raise UserError("a tangent kernel of no inputs was asked for; give at least one")
+    if not network.parameters:
+        raise UserError(
+            f"{type(module).__name__} has no parameter that requires a gradient, so it has no "
+            "tangent kernel; set requires_grad on those that are trained"
+        )
+    couples = network.normalisation == "batch" or any(map(_drops, module.modules()))
+    if not couples:
+        with torch.no_grad():
+            pair, alone = network.logits(inputs[:2]), network.logits(inputs[:1])
+        scale = pair.abs().max().nan_to_num()
+        couples = bool(((pair[:1] - alone).abs() > _ROUNDING[pair.dtype] * scale).any())
+    if couples:
+        _require_repeatable(network, inputs)
+    return Network(module, couples)
+
+
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far equal logits may differ that were computed in batches of different sizes."""
 
 
 def _drops(module: nn.Module) -> bool:
@@ -111,16 +132,8 @@ def _drops(module: nn.Module) -> bool:
     return module.training and (dropout or attention)
 
 
-def require_repeatable(network: Network, inputs: Tensor) -> None:
-    """Refuse a network whose logits differ from call to call.
-
-    Args:
-        network: that couples its examples.
-        inputs: [N, ...].
-
-    Raises:
-        UserError: they do.
-    """
+def _require_repeatable(network: Network, inputs: Tensor) -> None:
+    """Refuse a network whose logits differ from call to call."""
     with torch.no_grad():
         first, second = (network.logits(inputs) for _ in range(2))
     if not torch.equal(first.nan_to_num(), second.nan_to_num()):

@@ -21,11 +21,13 @@ class Pass:
     Attributes:
         logits: [n, C].
         uses: of parameters, in the order of the calls.
-        numbers: how many numbers the calls returned.
+        calls: of functions of data.
+        numbers: that they returned.
     """
 
     logits: Tensor
     uses: list[Use]
+    calls: int
     numbers: int
 
     @cached_property
@@ -65,7 +67,7 @@ def record(network: Network, inputs: Tensor) -> Pass:
     with torch.enable_grad():
         with recorder:
             logits = network.logits(inputs)
-    return Pass(logits, recorder.uses, recorder.numbers)
+    return Pass(logits, recorder.uses, recorder.calls, recorder.numbers)
 
 
 def _known(use: Use, examples: int) -> list[Piece] | None:

@@ -1,11 +1,13 @@
 """Which parameters are contracted in which form; found and checked on two examples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
@@ -66,17 +68,26 @@ class Plan:
 
     Attributes:
         terms: that the kernel is the sum of.
-        logits: C.
-        numbers: that the calls of a forward pass return for each example.
+        sizes: of the kernel.
+        calls: of a forward pass.
+        numbers: that they return for each example.
+        flops: multiply-adds of a forward pass for each example.
         stored: numbers that each term keeps of each example.
         work: multiply-adds of each term, of the whole kernel.
     """
 
     terms: list[Term]
-    logits: int
+    sizes: "Sizes"
+    calls: int
     numbers: int
-    stored: Mapping[Term, int] = field(default_factory=dict)
-    work: Mapping[Term, float] = field(default_factory=dict)
+    flops: float
+    stored: Mapping[Term, int]
+    work: Mapping[Term, float]
+
+    @property
+    def logits(self) -> int:
+        """C."""
+        return self.sizes.logits
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,9 @@ class Sizes:
         return self.rows + (0 if self.symmetric else self.columns)
 
 
-def make_plan(network: Network, inputs: Tensor, columns: int | None, traced: bool) -> Plan:
+def make_plan(
+    network: Network, inputs: Tensor, columns: int | None, traced: bool, count: bool = False
+) -> Plan:
     """The cheapest form for every parameter.
 
     Args:
@@ -108,13 +121,17 @@ def make_plan(network: Network, inputs: Tensor, columns: int | None, traced: boo
         inputs: [N, ...].
         columns: M; ``None`` for the same examples.
         traced: whether only the trace over logits is wanted.
+        count: whether to count the operations of a forward pass.
     """
-    probe = record(network, inputs[:2])
+    counter = FlopCounterMode(display=False)
+    with counter if count else nullcontext():
+        probe = record(network, inputs[:2])
+    n = len(probe.logits)
     logits = probe.logits.shape[1]
     sizes = Sizes(len(inputs), columns or len(inputs), columns is None, traced, logits)
     found = _occurrences(network, probe)
-    trusted = _trusted(network, probe, found)
-    plan = Plan([], logits, probe.numbers // len(probe.logits), {}, {})
+    trusted = set() if network.couples_examples else _trusted(network, probe, found)
+    terms: list[Term] = []
     stored: dict[Term, int] = {}
     work: dict[Term, float] = {}
     done: set[str] = set()
@@ -127,8 +144,9 @@ def make_plan(network: Network, inputs: Tensor, columns: int | None, traced: boo
             term = _term(network, probe, name, {n: found[n] for n in trusted}, sizes)
         done.update(term.names)
         stored[term], work[term] = _costs(probe, term, parameter.numel(), sizes)
-        plan.terms.append(term)
-    return Plan(plan.terms, logits, plan.numbers, stored, work)
+        terms.append(term)
+    flops = counter.get_total_flops() / 2 / n if count else 0.0
+    return Plan(terms, sizes, probe.calls, probe.numbers // n, flops, stored, work)
 
 
 # ---------------------------------------------------------------------- what is used where

@@ -44,6 +44,11 @@ class Recorder(TorchFunctionMode):
     Functions of parameters alone (a transposed weight, a normalised one, the embedding of all
     positions) give sources; functions of data give data.
 
+    Attributes:
+        uses: in the order of the calls.
+        calls: of functions of data.
+        numbers: that they returned: what the pass writes and mostly keeps.
+
     Args:
         parameters: all that are asked for, by name.
         inputs: of the forward pass.
@@ -52,8 +57,8 @@ class Recorder(TorchFunctionMode):
     def __init__(self, parameters: Mapping[str, Tensor], inputs: Tensor):
         super().__init__()
         self.uses: list[Use] = []
+        self.calls = 0
         self.numbers = 0
-        """How many numbers all calls returned: what the pass writes and mostly keeps."""
         self._sources: Any = WeakIdKeyDictionary()
         self._data: Any = WeakIdKeyDictionary()
         for name, parameter in parameters.items():
@@ -73,6 +78,7 @@ class Recorder(TorchFunctionMode):
         if with_data:
             if _name(func) == "__setitem__":
                 outputs.append(args[0])
+            self.calls += bool(outputs)
             for tensor in outputs:
                 self._data[tensor] = True
                 self.numbers += tensor.numel()

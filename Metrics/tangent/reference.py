@@ -25,7 +25,8 @@ def dense_kernels(
     network = Network(copy.deepcopy(model).double())
 
     def rows(batch: Tensor) -> dict[str, Tensor]:
-        exact = coupled_rows(network, batch.double() if batch.is_floating_point() else batch)
+        batch = batch.double() if batch.is_floating_point() else batch
+        exact = coupled_rows(network, batch, list(network.parameters))
         return {
             layer: torch.cat([exact[name].flatten(2) for name in names], 2)
             for layer, names in network.layers.items()

@@ -5,18 +5,20 @@ g; J = Σ_x g_x u_xᵀ is only ever formed for a part of one parameter. Letters 
 :mod:`Metrics.tangent.contraction`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from Metrics.tangent.assembly import Kernels, Place, above_diagonal
 from Metrics.tangent.contraction import Gram, Side
 from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
 from Metrics.tangent.pieces import Product, pull_back
 from Metrics.tangent.plan import Plan, Term
 from Metrics.tangent.rows import jacobian_rows
+from Metrics.tangent.schedule import blocks, make_schedule
 
 _CACHED = 1 << 21
 """Bytes of features that are unfolded at a time: they stay in the processor's cache."""
@@ -42,6 +44,11 @@ class Store:
 
     rows: dict[Term, Tensor] = field(default_factory=dict)
     factors: dict[Term, Factors] = field(default_factory=dict)
+
+    def forget(self, term: Term) -> None:
+        """Free what was kept of a term."""
+        self.rows.pop(term, None)
+        self.factors.pop(term, None)
 
 
 def collect(
@@ -150,23 +157,21 @@ def _summed(
 # ---------------------------------------------------------------------- contraction
 
 
-def contract(term: Term, gram: Gram, left: Store, right: Store | None, budget: int) -> None:
-    """Add a term's part of the kernel, and forget what it was made of.
+def _contract(term: Term, gram: Gram, stores: Sequence[Store], budget: int) -> None:
+    """Add a term's part of the kernel.
 
     Args:
         term: which.
         gram: is added to.
-        left: of the rows; loses the term.
-        right: of the columns, and keeps it; ``None`` if they are the same.
+        stores: of the rows and, if they are others, of the columns.
         budget: bytes of J at a time.
     """
-    if term in left.rows:
-        gram.add_rows(left.rows[term], None if right is None else right.rows[term])
+    if term in stores[0].rows:
+        gram.add_rows(*(store.rows[term] for store in stores))
     elif term.kind == "Kronecker":
-        sides = [_side(store.factors[term], term) for store in (left, right) if store is not None]
-        gram.add_product(*sides)
+        gram.add_product(*(_side(store.factors[term], term) for store in stores))
     else:
-        factors = [store.factors[term] for store in (left, right) if store is not None]
+        factors = [store.factors[term] for store in stores]
         for groups, outs in _parts(factors, budget):
             gram.add_rows(*(_formed(each, groups, outs) for each in factors))
 
@@ -206,18 +211,26 @@ def _formed(factors: Factors, groups: slice, outs: slice) -> Tensor:
 
 def _parts(factors: Sequence[Factors], budget: int) -> Iterator[tuple[slice, slice]]:
     """Groups and outputs of J that fit into ``budget`` bytes at a time."""
-    piece = factors[0].pieces[0]
-    g, _, k, o = piece.sizes
+    g, _, k, o = factors[0].pieces[0].sizes
     derivatives = [each.derivatives[0] for each in factors]
     each = sum(d.shape[0] * d.shape[1] * d.element_size() for d in derivatives) * k
     at_once = max(1, budget // each)
     if g > 1:
-        step = max(1, at_once // o)
-        yield from ((slice(low, low + step), slice(None)) for low in range(0, g, step))
+        yield from ((part, slice(None)) for part in blocks(g, max(1, at_once // o)))
     else:
-        parts = -(-o // at_once)
-        step = -(-o // parts)
-        yield from ((slice(None), slice(low, low + step)) for low in range(0, o, step))
+        even = -(-o // -(-o // at_once))
+        yield from ((slice(None), part) for part in blocks(o, even))
+
+
+def _added(
+    stores: Sequence[Store], names: Mapping[Term, str], grams: Mapping[str, Gram], budget: int
+) -> dict[str, Tensor]:
+    """The kernels of some terms on a pair of blocks, each added to the Gram matrix of its name."""
+    for term, name in names.items():
+        _contract(term, grams[name], stores, budget)
+        if len(stores) == 1:  # the diagonal comes last: nobody needs it any more
+            stores[0].forget(term)
+    return {name: gram.result() for name, gram in grams.items()}
 
 
 def structured_kernels(
@@ -225,28 +238,44 @@ def structured_kernels(
     inputs: Tensor,
     others: Tensor | None,
     plan: Plan,
-    traced: bool,
-    chunk: int,
-    budget: int,
+    per_layer: bool,
+    memory: int,
 ) -> dict[str, Tensor]:
-    """Θ_l of every layer.
+    """Θ_l of every layer, or their sum under the name "".
 
     Args:
         network: whose examples are independent.
         inputs: [N, ...].
         others: [M, ...] or ``None`` for the same.
         plan: of the network.
-        traced: whether only the mean over logits is wanted.
-        chunk: how many examples go through the network at a time.
-        budget: bytes of J at a time.
+        per_layer: whether the layers are kept apart.
+        memory: bytes for temporaries.
     """
-    left = collect(network, inputs, plan, plan.terms, chunk)
-    right = None if others is None else collect(network, others, plan, plan.terms, chunk)
     like = next(iter(network.parameters.values()))
-    shape = (len(inputs), len(inputs if others is None else others))
-    kernels: dict[str, Gram] = {}
-    for term in plan.terms:
-        if term.layer not in kernels:
-            kernels[term.layer] = Gram(shape, plan.logits, traced, others is None, like)
-        contract(term, kernels[term.layer], left, right, budget)
-    return {layer: gram.result() for layer, gram in kernels.items()}
+    same, columns = others is None, inputs if others is None else others
+    sizes = (len(inputs), len(columns))
+    schedule = make_schedule(plan, (sizes[0], None if same else sizes[1]), like.dtype, memory)
+    traced = plan.sizes.traced
+    kernels = Kernels(sizes, traced)
+
+    def add(stores: Sequence[Store], names: Mapping[Term, str], place: Place) -> None:
+        low, high = (part.stop - part.start for part in place)
+        grams = {
+            name: Gram((low, high), plan.logits, traced, len(stores) == 1, like)
+            for name in names.values()
+        }
+        for name, block in _added(stores, names, grams, schedule.budget).items():
+            kernels.add(name, block, place)
+
+    for terms in schedule.groups:
+        names = {term: term.layer if per_layer else "" for term in terms}
+        for i, low in enumerate(schedule.rows):
+            left = collect(network, inputs[low], plan, terms, schedule.chunk)
+            for high in schedule.columns[i + 1 if same else 0 :]:
+                right = collect(network, columns[high], plan, terms, schedule.chunk)
+                add([left, right], names, (low, high))
+            if same:
+                add([left], names, (low, low))
+    if same:
+        kernels.mirror(above_diagonal(schedule.rows))
+    return kernels.found
