@@ -378,6 +378,17 @@ METRICS: Registry[MetricEntry] = Registry(
             scope="experiment",
         ),
         MetricEntry(
+            "ntk-change",
+            "Metrics.width.kernel:KernelChange",
+            "size and relative change of the tangent kernel, against the width",
+            "Lee et al., NeurIPS 2019; Dyer and Gur-Ari, ICLR 2020; " + _WIDTH,
+            title="Change of the tangent kernel",
+            ylabel="relative change",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
             "init-distribution",
             "Metrics.width.distribution:InitialDistribution",
             "size and kurtosis of the outputs of random networks, against the width",

@@ -1,10 +1,8 @@
 """The device a stage computes on, and the ways there and back to the host."""
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from Utils.errors import UserError
@@ -33,20 +31,6 @@ def select_device(name: DeviceName) -> "torch.device":
         return torch.device("cpu")
     allow_tf32(False)
     return torch.device("cuda")
-
-
-def free_memory(device: "torch.device") -> float:
-    """Bytes that a device, or this machine, can still give; infinite where nobody knows."""
-    import torch
-
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return math.inf
-    return 1024 * float(kilobytes)
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -33,7 +33,12 @@ def draw_modes(cache: Cache, layers: Sequence[Layer], options: Options) -> Figur
     """Errors along some eigenvectors, with their predicted decay, and the targets' power."""
     of = {layer.name: layer for layer in cache.layers}
     reference, now = of["reference"], of["now"]
-    chosen = [int(i) - 1 for i in np.unique(np.geomspace(1, reference.units, min(_MODES, options.max_units)).astype(int))]
+    chosen = [
+        int(i) - 1
+        for i in np.unique(
+            np.geomspace(1, reference.units, min(_MODES, options.max_units)).astype(int)
+        )
+    ]
     colours = style.colours(len(chosen))
     powers = [
         Line(layer.beside["target"][-1], label, style.THIN, np.arange(1.0, layer.units + 1))
@@ -57,7 +62,7 @@ def _modes(layer: Layer, chosen: Sequence[int], colours: Sequence[object]) -> li
     lines = [Line(layer.measured[:, i], "", {**style.THIN, "color": c}) for i, c in pairs]
     predicted = layer.beside.get("theoretical")
     if predicted is not None:
-        lines += [Line(predicted[:, i], "", style.EXACT) for i, _ in pairs]
+        lines += [Line(predicted[:, i], "", style.EXACT, frames=False) for i, _ in pairs]
     return lines
 
 

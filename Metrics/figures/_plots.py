@@ -41,12 +41,14 @@ class Line:
         label: in the panel's key; none if empty.
         look: how it is drawn; colours that are not given follow the order of the lines.
         x: [n] where the points lie, if not at the checkpoints.
+        frames: whether it has to fit into the panel; predictions may leave it.
     """
 
     values: Array
     label: str = ""
     look: Mapping[str, Any] = field(default_factory=lambda: style.THIN)
     x: Array | None = None
+    frames: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def draw_plots(
 
 
 def _draw_lines(cell: Cell, plot: Plot, cache: Cache, options: Options, note: bool) -> None:
-    axes, curves = cell.main, []
+    axes, curves, framed = cell.main, [], [np.empty(0)]
     colours = style.colours(max(len(plot.lines), 1))
     for line, colour in zip(plot.lines, colours, strict=True):
         x = x_values(cache.at, options) if line.x is None else line.x
@@ -125,14 +127,14 @@ def _draw_lines(cell: Cell, plot: Plot, cache: Cache, options: Options, note: bo
         values = np.where(hidden, np.nan, line.values)
         axes.plot(x, values, label=line.label or None, **{"color": colour, **line.look})
         curves.append(Curve(x, values))
-    joined = np.concatenate([curve.measured for curve in curves])
+        framed += [values] if line.frames else []
     panel = Panel.without_theory(plot.title, "", curves)
     label_axes(Cell(axes, None, cell.width, False, cell.at_bottom), panel, "", options)
     if plot.over_ranks:
         axes.set_xscale("log")
         axes.set_xlim(min(c.x.min() for c in curves) / 1.1, max(c.x.max() for c in curves) * 1.1)
         axes.set_xlabel("")
-    _value_axis(axes, joined, plot)
+    _value_axis(axes, np.concatenate(framed), plot)
     if options.legend and any(line.label for line in plot.lines):
         axes.legend(
             loc="best",

@@ -23,9 +23,9 @@ from Metrics.kernels.measures import Floats, traced
 from Metrics.model_at import INSTEAD, ModelAt, load_weights
 from Metrics.tangent import forecast, tangent_kernel
 from Metrics.tangent.network import Network
+from Metrics.tangent.schedule import available_memory
 from Models.symmetry import Laws
 from Training.rebuild import rebuild_model
-from Utils.devices import free_memory
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5
@@ -215,7 +215,7 @@ class KernelAt:
         one = forecast(self.model, inputs, form=form, per_layer=True)
         numbers = len(inputs) ** 2 * (self.targets.shape[1] ** 2 if form == "full" else 1)
         stored = 2 * steps * numbers * 8  # in the cache and, while it is compared, in float64
-        needed, free = one.bytes_ + stored, free_memory(self._at.device)
+        needed, free = one.bytes_ + stored, available_memory(self._at.device)
         what = f"{form} tangent kernels of {len(inputs)} examples, {steps} checkpoints"
         cost = f"about {steps * one.seconds:.3g} s and {needed / _GB:.2g} GB"
         if needed > free:
