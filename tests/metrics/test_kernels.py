@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, hessian, jacrev, vmap
+from torch.autograd.functional import hessian
+from torch.func import functional_call, jacrev, vmap
 
 import Metrics.kernels.at
 from Data import load_dataset
@@ -313,7 +314,8 @@ def test_the_largest_stable_learning_rate(own: Runs, loss: str) -> None:
     for row, step in enumerate(run.checkpoint_steps()):
         state = load(run, step)["model_state_dict"]
         weight, bias = state["classifier.weight"], state["classifier.bias"]
-        curved = hessian(mean_loss)(torch.cat([weight, bias[:, None]], 1).T.reshape(-1))
+        at = torch.cat([weight, bias[:, None]], 1).T.reshape(-1)
+        curved = hessian(mean_loss, at)  # type: ignore[no-untyped-call]
         expected = 2 * 1.5 / (float(torch.linalg.eigvalsh(curved)[-1]) + 0.02)
         assert found["largest lr/network"][row] == pytest.approx(expected, rel=1e-8)
         assert found["lr/network"][row] == 0.1
