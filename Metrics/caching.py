@@ -89,7 +89,8 @@ def _forecasts(
     """
     new = {cache.name: sum(map(cache.lacks, steps)) for cache in caches}
     costly = [(m, new[name]) for name, m in metrics.items() if isinstance(m, Forecasts)]
-    return list(dict.fromkeys(m.forecast(count) for m, count in costly if count))
+    lines = (line for m, count in costly if count for line in m.forecast(count))
+    return list(dict.fromkeys(lines))
 
 
 def _successful(

@@ -115,8 +115,8 @@ class Describes(Protocol):
 class Forecasts(Protocol):
     """What else a metric is that takes long, or much memory."""
 
-    def forecast(self, steps: int) -> str:
-        """What so many checkpoints will take, in one line.
+    def forecast(self, steps: int) -> list[str]:
+        """What so many checkpoints will take, in lines; those of several metrics may be equal.
 
         Raises:
             UserError: they need more than there is.

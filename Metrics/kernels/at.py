@@ -140,7 +140,7 @@ class KernelAt:
         device = self._at.device
         real = targets.is_floating_point()
         targets = targets.to(device, self.dtype if real else torch.int64)
-        return inputs.to(device, self.dtype), targets
+        return inputs.to(device, self.dtype if inputs.is_floating_point() else None), targets
 
     @cached_property
     def targets(self) -> Floats:
@@ -215,14 +215,31 @@ class KernelAt:
         one = forecast(self.model, inputs, form=form, per_layer=True)
         numbers = len(inputs) ** 2 * (self.targets.shape[1] ** 2 if form == "full" else 1)
         stored = 2 * steps * numbers * 8  # in the cache and, while it is compared, in float64
-        needed, free = one.bytes_ + stored, available_memory(self._at.device)
         what = f"{form} tangent kernels of {len(inputs)} examples, {steps} checkpoints"
-        cost = f"about {steps * one.seconds:.3g} s and {needed / _GB:.2g} GB"
+        return self.within_memory(what, steps * one.seconds, one.bytes_ + stored)
+
+    def within_memory(self, what: str, seconds: float, needed: float) -> str:
+        """A line that says what some work on kernels takes.
+
+        Args:
+            what: the work.
+            seconds: its time.
+            needed: bytes.
+
+        Raises:
+            UserError: there is less.
+        """
+        cost, free = f"about {seconds:.2g} s and {needed / _GB:.2g} GB", self._free
         if needed > free:
-            fewer = "fewer --examples" if self._config.kernel_on == "train" else "--kernel-on train"
-            advice = "--kernel traced or " * (form == "full") + fewer
+            advice = "--kernel traced or " * (self._config.kernel == "full") + "fewer --examples"
+            if self._config.kernel_on == "probe":
+                advice += " (with --kernel-on train)"
             raise UserError(f"{what}: {cost}, of {free / _GB:.2g} GB free; use {advice}")
         return f"{what}: {cost}"
+
+    @property
+    def _free(self) -> float:
+        return float(available_memory(self._at.device))
 
     def _compute(self, features: StepFeatures) -> State:
         model, inputs = self.load(features), self.batch[0]

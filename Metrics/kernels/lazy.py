@@ -47,7 +47,7 @@ class Lazy(Compared):
 
     def _gap(self, state: State, start: State) -> float:
         """|f − f_lin| / |f − f_0| with the network's own weights in f_lin; NaN at the start."""
-        linear = self.linear.with_weights(state)
+        linear = self.context.linear.with_weights(state)
         return relative_norm(state.logits - linear, state.logits - start.logits)
 
 

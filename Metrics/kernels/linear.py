@@ -21,7 +21,7 @@ from Metrics.kernels.at import KernelAt, State, as_floats
 from Metrics.kernels.measures import Floats
 from Metrics.kernels.replay import train_linear
 from Metrics.model_at import ModelAt
-from Metrics.tangent import tangent_kernel
+from Metrics.tangent import forecast, tangent_kernel
 from Training.discrete_laws import Coefficients
 from Training.function_space import (
     LinearizedModel,
@@ -38,6 +38,9 @@ WEIGHTS, DESCENT, FLOW = "weights", "descent", "flow"
 
 _LARGEST_STIFF = 1500
 """Equations that the solver of gradient flow takes: its Jacobian is dense."""
+
+_MATRICES = 4
+"""Of the kernel's size, in float64, that its eigenvectors take to be found."""
 
 Outputs = Mapping[int, Floats]
 """[N, C] by step."""
@@ -102,6 +105,17 @@ class Linear:
             if equations > _LARGEST_STIFF:
                 return f"gradient flow of cross-entropy: {equations} equations are too many"
         return ""
+
+    def forecast(self) -> list[str]:
+        """What the predictions of function space take; raises ``UserError`` if it is too much."""
+        if self.why_not(DESCENT):
+            return []
+        form, inputs = self._config.kernel, self._sample[0]
+        size = len(inputs) * (self._at.targets.shape[1] if form == "full" else 1)
+        cost = forecast(self._at.model, inputs, form=form)
+        what = f"{form} tangent kernel of {len(inputs)} training examples"
+        needed = cost.bytes_ + _MATRICES * 8 * size**2
+        return [self._at.within_memory(what, cost.seconds, needed)]
 
     @property
     def remark(self) -> str:

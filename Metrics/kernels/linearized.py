@@ -10,7 +10,7 @@ import numpy as np
 from Metrics.features import StepFeatures
 from Metrics.kernels.linear import DESCENT, FLOW, WEIGHTS
 from Metrics.kernels.measures import Floats
-from Metrics.kernels.metric import Compared
+from Metrics.kernels.metric import Predicted
 from Metrics.metric import Arrays, Verdict, vector
 
 LOSS, ACCURACY, OUTPUTS = "loss", "accuracy", "outputs"
@@ -19,7 +19,7 @@ LOSS, ACCURACY, OUTPUTS = "loss", "accuracy", "outputs"
 MEASURED = "measured"
 
 
-class Linearized(Compared):
+class Linearized(Predicted):
     """Logits, loss and accuracy of the network and of linear models, and how far they part."""
 
     @property

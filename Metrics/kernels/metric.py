@@ -32,9 +32,9 @@ class KernelMetric(Curves):
         at = self.context.kernel_at
         return {"normalisation": at.normalisation, "kernel": self.context.config.kernel}
 
-    def forecast(self, steps: int) -> str:
+    def forecast(self, steps: int) -> list[str]:
         """What so many checkpoints will take; raises ``UserError`` if it does not fit."""
-        return self.context.kernel_at.forecast(steps)
+        return [self.context.kernel_at.forecast(steps)]
 
     def state(self, features: StepFeatures) -> State:
         """The network and its kernel at a step."""
@@ -49,11 +49,23 @@ class Compared(KernelMetric):
         return {**super().settings, "reference": self.context.config.reference}
 
     @property
+    def reference(self) -> State:
+        """The network and its kernel at the reference step."""
+        return self.context.kernel_at.reference
+
+
+class Predicted(Compared):
+    """Base of those beside which a linear model stands."""
+
+    @property
+    def settings(self) -> Mapping[str, int | str]:
+        return {**super().settings, "examples": self.context.config.examples}
+
+    @property
     def linear(self) -> Linear:
         """What the network would do if it were linear."""
         return self.context.linear
 
-    @property
-    def reference(self) -> State:
-        """The network and its kernel at the reference step."""
-        return self.context.kernel_at.reference
+    def forecast(self, steps: int) -> list[str]:
+        """Also of the linear model's kernel."""
+        return [*super().forecast(steps), *self.linear.forecast()]

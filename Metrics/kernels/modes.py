@@ -12,14 +12,14 @@ from scipy.special import softmax
 from Metrics.features import StepFeatures
 from Metrics.kernels.linear import DESCENT
 from Metrics.kernels.measures import Floats, cumulative_power, eigenvectors, mode_powers
-from Metrics.kernels.metric import Compared
+from Metrics.kernels.metric import Predicted
 from Metrics.metric import Arrays, Verdict
 
 REFERENCE, NOW = "reference", "now"
 """The "layers": eigenvectors of the kernel at the reference step, and of each step's own."""
 
 
-class Modes(Compared):
+class Modes(Predicted):
     """Mean square errors along eigenvectors, largest eigenvalue first."""
 
     def rows(self, features: StepFeatures) -> Arrays:
