@@ -53,8 +53,7 @@ class Lazy(Compared):
 
 def _moved(state: State, start: State, layer: str = "") -> float:
     """|θ − θ_0| / |θ_0| of all parameters, or of a layer's."""
-    prefix = f"{layer}." if layer else ""
-    names = [n for n in start.parameters if n.startswith(prefix) or n == layer]
+    names = [n for n in start.parameters if not layer or layer in (n, n.rpartition(".")[0])]
     old, new = (
         np.concatenate([s.parameters[n].double().cpu().numpy().ravel() for n in names])
         for s in (start, state)

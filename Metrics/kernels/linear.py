@@ -145,6 +145,8 @@ class Linear:
             return "the parametrization gives parameters different learning rates"
         if self._start and training.momentum:
             return f"the velocity is not zero at --reference {self._start}"
+        if self._start >= schedule.total:
+            return f"no step follows --reference {self._start}"
         try:
             return sgd_rules(training, schedule)[self._start :]
         except UserError as error:

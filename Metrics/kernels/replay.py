@@ -13,6 +13,7 @@ from Metrics.model_at import ModelAt
 from Models.symmetry import Charges, Laws
 from Training.backends import start
 from Training.checkpoints import load_checkpoint
+from Training.config import TrainConfig
 from Training.parametrized import resolve
 from Training.state import TrainingState
 from Utils.logging import progress
@@ -40,11 +41,11 @@ def train_linear(
     Raises:
         UserError: the data, or the checkpoint, are not there.
     """
-    training = at.training
+    training = _here(at, task)
     options = training.data_options
     dataset = load_dataset(training.dataset, training.data_dir, training.seed, **options)
     found: dict[int, Floats] = {}
-    with torch.random.fork_rng(), start(training.model_copy(update=_HERE)) as backend:
+    with torch.random.fork_rng(), start(training) as backend:
         scales = resolve(training, dataset, task.get("parametrization"))
         state = TrainingState.initial(training, model, dataset, _no_laws(), backend, scales)
         if steps[0]:
@@ -69,8 +70,21 @@ def train_linear(
     return found
 
 
-_HERE = {"tpu": None, "compile": False, "save_buffers": ()}
-"""The linear model is trained in this process, whatever its run was trained on."""
+def _here(at: ModelAt, task: Mapping[str, Any]) -> TrainConfig:
+    """How the run was trained, in this one process and in full precision, whatever it was on."""
+    training = at.training
+    return training.model_copy(
+        update={
+            "device": at.device.type,
+            "train_batch_size": training.train_batch_size * task.get("replicas", 1),
+            "tpu": None,
+            "precision": "full",
+            "tf32": False,
+            "compile": False,
+            "deterministic": False,
+            "save_buffers": (),
+        }
+    )
 
 
 def _no_laws() -> Laws:
