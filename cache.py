@@ -1,7 +1,7 @@
 """Stage 3: compute metrics from features, each beside the prediction of its theory."""
 
-from Metrics import METRICS, CacheConfig
-from Metrics.registry import scope_of
+from Metrics import CacheConfig
+from Metrics.registry import metrics_table, scope_of
 from Utils.cli import parse
 from Utils.errors import run_stage
 from Utils.runs import open_experiment, open_run
@@ -9,7 +9,7 @@ from Utils.runs import open_experiment, open_run
 
 def main() -> int:
     """Parse the command line, cache and print how far measurements are from theory."""
-    config = parse(CacheConfig, epilog=f"metrics:\n{METRICS.table()}")
+    config = parse(CacheConfig, epilog=metrics_table())
     scope = scope_of(config.metric_names(), config.expid)
     return _experiment(config) if scope == "experiment" else _run(config)
 

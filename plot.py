@@ -1,16 +1,17 @@
-"""Stage 4: draw the caches of a run, what was measured beside what theory predicts."""
+"""Stage 4: draw the caches of a run or experiment, what was measured beside what is predicted."""
 
-from Metrics import METRICS
 from Metrics.figures import PlotConfig
-from Metrics.registry import scope_of
+from Metrics.registry import metrics_table, scope_of
 from Utils.cli import parse
 from Utils.errors import run_stage
 
 
 def main() -> None:
     """Parse the command line, draw, and print where each figure is."""
-    config = parse(PlotConfig, epilog=f"metrics:\n{METRICS.table()}")
-    scope = scope_of(config.metric_names(), config.expid)
+    config = parse(PlotConfig, epilog=metrics_table())
+    names = config.metric_names()
+    whole = not config.expid and (config.report or not names)
+    scope = "experiment" if whole else scope_of(names, config.expid)
 
     # what draws brings matplotlib, for which errors need not wait
     if config.report:

@@ -100,7 +100,7 @@ def fit_exponent(
     slopes = np.array([_slope(x, y) for x, y in lines])
     return Fit(
         exponent=float(slopes.mean()),
-        interval=_t_interval(slopes) if len(lines) > 1 else _regression_interval(*lines[0]),
+        interval=interval_of_mean(slopes) if len(lines) > 1 else _regression_interval(*lines[0]),
         last_octave=float(np.mean([_last_octave(x, y) for x, y in lines])),
         widths=len(np.unique(np.concatenate([x for x, _ in lines]))),
         seeds=len(lines),
@@ -108,7 +108,9 @@ def fit_exponent(
 
 
 def minimum(rates: Array, losses: Array) -> tuple[float, float]:
-    """Where a curve of losses over log rates is least, and the loss there; NaN at an end.
+    """Where a curve of log losses over log rates is least, and the loss there; NaN at an end.
+
+    Losses span decades, so that the parabola of losses themselves may have its vertex below 0.
 
     Args:
         rates: ascending.
@@ -117,13 +119,22 @@ def minimum(rates: Array, losses: Array) -> tuple[float, float]:
     k = int(np.argmin(losses))
     if not 0 < k < len(rates) - 1 or not np.isfinite(losses[k]):
         return float("nan"), float("nan")
-    x, y = np.log(rates[k - 1 : k + 2]), losses[k - 1 : k + 2]
-    if not np.isfinite(y).all():
+    near = losses[k - 1 : k + 2]
+    if not np.isfinite(near).all() or losses[k] <= 0:
         return float(rates[k]), float(losses[k])
-    a, b, c = np.polyfit(x - x[1], y, 2)
+    x, y = np.log(rates[k - 1 : k + 2] / rates[k]), np.log(near / losses[k])
+    a, b, c = np.polyfit(x, y, 2)
     if a <= 0:
         return float(rates[k]), float(losses[k])
-    return float(rates[k] * np.exp(-b / (2 * a))), float(c - b * b / (4 * a))
+    return float(rates[k] * np.exp(-b / (2 * a))), float(losses[k] * np.exp(c - b * b / (4 * a)))
+
+
+def interval_of_mean(values: Array) -> float:
+    """Half of Student's 95 % interval of the mean of values [S]; infinite for a single one."""
+    count = len(values)
+    if count < 2:
+        return float("inf")
+    return float(stdtrit(count - 1, 0.975) * values.std(ddof=1) / np.sqrt(count))
 
 
 def _slope(x: Array, y: Array) -> float:
@@ -136,11 +147,6 @@ def _last_octave(x: Array, y: Array) -> float:
     widths = np.unique(x)
     last = x >= min(widths[-2], widths[-1] - np.log(2)) - 1e-9
     return _slope(x[last], y[last])
-
-
-def _t_interval(slopes: Array) -> float:
-    count = len(slopes)
-    return float(stdtrit(count - 1, 0.975) * slopes.std(ddof=1) / np.sqrt(count))
 
 
 def _regression_interval(x: Array, y: Array) -> float:

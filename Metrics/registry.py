@@ -25,6 +25,7 @@ Kind = Literal[
     "certificate",
     "curves",
     "exponents",
+    "outputs",
     "coordinates",
     "transfer",
     "kernels",
@@ -60,7 +61,8 @@ class MetricEntry(Entry):
             threshold, "certificate" for deviations from zero, "curves" for anything,
             "kernels", "spectrum", "alignment", "modes", "linearized" and "lazy" for tangent
             kernels and linear models, "exponents" for powers of the width, "coordinates" also for
-            a phase diagram of parametrizations, "transfer" for losses over learning rates.
+            a phase diagram of parametrizations, "transfer" for losses over learning rates,
+            "outputs" for a histogram.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
@@ -395,7 +397,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "Yaida (2020), Non-Gaussian processes, arXiv 1910.00019",
             title="Outputs at initialisation",
             ylabel="size, excess kurtosis",
-            kind="exponents",
+            kind="outputs",
             default=False,
             scope="experiment",
         ),
@@ -418,6 +420,13 @@ OF_EXPERIMENTS: tuple[str, ...] = tuple(name for name in METRICS.names if name n
 
 _WITHOUT_A_RUN = {"alignment": "update-alignment"}
 """What a name means if no run is named, where a run's metric goes by it too."""
+
+
+def metrics_table() -> str:
+    """For ``--help``: the metrics with their descriptions, by what they read."""
+    lines = dict(zip(METRICS.names, METRICS.table().splitlines(), strict=True))
+    single, whole = ("\n".join(lines[n] for n in names) for names in (OF_RUNS, OF_EXPERIMENTS))
+    return f"metrics of a run:\n{single}\n\nof all runs of an experiment, without --expid:\n{whole}"
 
 
 def own_names(names: Sequence[str], expid: str) -> list[str]:

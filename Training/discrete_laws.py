@@ -11,7 +11,8 @@ vanishes. Where a symmetry is slightly broken (the ε of a normalisation) the me
 the law's source; it enters every formula beside λq.
 
 All functions are element-wise over laws [K] in float64, and coefficients are those of the
-step, so that schedules, warm-up and momentum cycling need no code.
+step, so that schedules, warm-up and momentum cycling need no code. A run that diverges does not
+stop here: squares are written as products, as Python's ``**`` would raise where they overflow.
 """
 
 import math
@@ -77,11 +78,11 @@ def quadratic_step(
     eta, lam, beta = c.lr, c.wd, c.momentum
     if beta == 0:
         decay = 1 - eta * lam
-        return decay**2 * q - 2 * eta * decay * leak + eta**2 * uu, m
+        return decay * decay * q - 2 * eta * decay * leak + eta * eta * uu, m
     pull = lam * q + leak
     r = beta * m + c.gain * pull
     along = pull + beta * r if c.nesterov else r
-    return q - 2 * eta * along + eta**2 * uu, r - eta * uv
+    return q - 2 * eta * along + eta * eta * uu, r - eta * uv
 
 
 def linear_step(
@@ -158,6 +159,8 @@ def _oscillate(u: Values, rate: Values, c: Coefficients, pull: float) -> tuple[V
 def _damped_pair(gamma: float, omega2: float, h: float) -> tuple[float, float]:
     """e^{−γh}cosh√x and h e^{−γh} sinh√x/√x at x = h²(γ² − ω²), of either sign."""
     x = h * h * (gamma * gamma - omega2)
+    if not math.isfinite(x):  # learning rates whose squares are no numbers
+        return math.nan, math.nan
     if x > 1e-8:
         root = math.sqrt(x)
         grow, fall = math.exp(root - gamma * h), math.exp(-root - gamma * h)

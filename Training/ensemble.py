@@ -204,7 +204,8 @@ class _Member(Trainer):
         saves = epoch_ends or state.step in self._save_steps or stopped_by > 0
         try:
             if observes or saves:
-                self._pause(epoch_ends, observes, saves)
+                with self._noted():
+                    self._pause(epoch_ends, observes, saves)
             if stopped_by and state.step < self.total:
                 self.outcome = self._stop(stopped_by)
             elif state.step == self.total:

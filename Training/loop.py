@@ -4,7 +4,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,13 +15,16 @@ from Data.dataset import Examples
 from Training.config import TrainConfig
 from Training.evaluation import evaluate
 from Training.interruption import Interruption
-from Training.losses import not_finite
 from Training.recorder import Recorder
 from Training.registry import LOSSES
 from Training.state import TrainingState
+from Utils.errors import Diverged
 from Utils.logging import progress
 
 _SECONDS_BETWEEN_LOG_LINES = 10.0
+
+_OVERFLOW = "without overflow"
+"""How torch says that a number of the host is too large for the type of a tensor."""
 
 
 class Trainer:
@@ -50,7 +54,8 @@ class Trainer:
     def begin(self) -> None:
         """Evaluate, observe and save the untrained model: step 0."""
         self.state.observer.record(0)
-        metrics = self._evaluate()
+        with self._noted():
+            metrics = self._evaluate()
         self._report(metrics, milestone=True)
         self._log(metrics)
         self._save(metrics)
@@ -62,14 +67,15 @@ class Trainer:
             0, or 128 + the signal's number.
 
         Raises:
-            UserError: a loss is not finite, or a file cannot be written.
+            Diverged: a loss is not finite, or an update overflows.
+            UserError: a file cannot be written.
         """
         config, state = self.config, self.state
         backend, optimizer, batches = state.backend, state.optimizer, state.batches
         parameters = list(state.model.parameters())
         save_steps = config.save_steps(self.total)
         state.model.train()
-        with Interruption() as interruption:
+        with Interruption() as interruption, self._noted():
             for step in self._steps():
                 inputs, targets = backend.place(*batches.next())
                 loss = self._loss(inputs, targets)
@@ -77,7 +83,7 @@ class Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
                 if config.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-                optimizer.step()  # the observer's hooks run in here
+                self._update()
                 state.advance()
                 state.losses.add(loss.detach())  # no .item(): it would wait for the device
                 backend.end_step()
@@ -99,6 +105,31 @@ class Trainer:
     def _steps(self) -> Iterable[int]:
         steps = range(self.state.step + 1, self.total + 1)
         return progress(steps, "training") if self.state.backend.is_first else steps
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Let the journal say where the run diverged, if it does; a sweep's metrics count it."""
+        try:
+            yield
+        except Diverged as error:
+            self.recorder.diverged(error.step)
+            raise
+
+    def _update(self) -> None:
+        """Let the optimizer move the weights; the observer's hooks run in here.
+
+        Raises:
+            Diverged: --lr is beyond the largest number of the weights' type.
+        """
+        try:
+            self.state.optimizer.step()
+        except RuntimeError as error:
+            if _OVERFLOW not in str(error):
+                raise
+            step = self.state.step + 1
+            raise Diverged.at(
+                step, f"update of step {step} overflows {self.config.dtype}"
+            ) from error
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of this process's share: its mean over processes is the batch's loss."""
@@ -131,7 +162,8 @@ class Trainer:
         )
         metrics = evaluate(state.model, state.forward, batches, self.loss_function, backend)
         if not math.isfinite(metrics["test_loss"]):
-            raise not_finite(f"test loss after step {state.step}", metrics["test_loss"])
+            what = f"test loss after step {state.step} is {metrics['test_loss']}"
+            raise Diverged.at(state.step, what)
         return metrics
 
     def _report(self, metrics: dict[str, float], milestone: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from Utils.devices import to_host
-from Utils.errors import UserError
+from Utils.errors import Diverged
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -23,19 +23,6 @@ def mean_squared_error(logits: Tensor, targets: Tensor) -> Tensor:
     if not targets.is_floating_point():
         targets = functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
     return functional.mse_loss(logits, targets)
-
-
-def not_finite(which: str, value: float) -> UserError:
-    """The error that ends a diverging run.
-
-    Args:
-        which: the loss and its step.
-        value: what it is.
-    """
-    return UserError(
-        f"the {which} is {value}; all that was saved before is kept; "
-        "lower --lr, or use --warmup-steps or --clip-norm"
-    )
 
 
 class LossRecord:
@@ -65,7 +52,7 @@ class LossRecord:
             step: the update that the last pending loss led to.
 
         Raises:
-            UserError: a loss is not finite; names the first such step.
+            Diverged: a loss is not finite; names the first such step.
         """
         if not self._pending:
             return
@@ -73,7 +60,7 @@ class LossRecord:
         self._pending.clear()
         for update, value in enumerate(values, start=step - len(values) + 1):
             if not math.isfinite(value):
-                raise not_finite(f"loss of step {update}", value)
+                raise Diverged.at(update, f"loss of step {update} is {value}")
             for span in self._sums:
                 self._sums[span] += value
                 self._counts[span] += 1

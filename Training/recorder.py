@@ -23,6 +23,9 @@ class Recorder(Protocol):
     def save(self, step: int, content: Checkpoint) -> None:
         """Save a checkpoint."""
 
+    def diverged(self, step: int) -> None:
+        """Note that the update of this step led nowhere."""
+
     def finish(self) -> None:
         """Wait until everything is saved."""
 
@@ -54,6 +57,9 @@ class FolderRecorder:
 
     def report(self, step: int, values: dict[str, float], milestone: bool) -> None:
         self._journal.write(step, values, milestone)
+
+    def diverged(self, step: int) -> None:
+        self._journal.write(step, {"diverged": True}, milestone=False)
 
     def save(self, step: int, content: Checkpoint) -> None:
         """Copy a checkpoint to the host, and write it soon.
@@ -95,6 +101,9 @@ class Silence:
 
     def save(self, step: int, content: Checkpoint) -> None:
         """The first process does."""
+
+    def diverged(self, step: int) -> None:
+        """The first process tells."""
 
     def finish(self) -> None:
         """Nothing is pending."""

@@ -190,7 +190,7 @@ def _advance_quadratic(
     state.paper[q], state.paper_rate[q] = paper_quadratic_step(
         state.paper[q], state.paper_rate[q], c, vv, guests[0]
     )
-    moved = c.lr**2 * (whole if c.momentum else whole + c.wd * (2 * source + c.wd * before))
+    moved = c.lr * c.lr * (whole if c.momentum else whole + c.wd * (2 * source + c.wd * before))
     state.turned[q] += angle(before, state.charge[q], moved)
 
 

@@ -110,7 +110,13 @@ def _print_help(schema: type[Config], flags: type, epilog: str) -> None:
     description = inspect.cleandoc(schema.__doc__ or "")
     config_help = "--config FILE supplies defaults from a YAML file; flags override it."
     text = f"{description}\n\n{config_help}\n\n{epilog}".strip()
-    tyro.cli(flags, args=["--help"], description=text)
+    tyro.cli(flags, prog=_program(), args=["--help"], description=text)
+
+
+def _program() -> str:
+    """How the user starts this program."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else f"python {Path(sys.argv[0]).name}"
 
 
 def _config_file(schema: type[Config], argv: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 _STORAGE_ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -35,6 +36,26 @@ class Unreadable(UserError):
 
 class Unreachable(UserError):
     """A bucket does not answer or refuses: going on as if its files did not exist loses them."""
+
+
+class Diverged(UserError):
+    """What ends a diverging run.
+
+    Attributes:
+        step: the update that led to it.
+    """
+
+    step = 0
+
+    @classmethod
+    def at(cls, step: int, what: str) -> Self:
+        """The error of a step; ``what`` went wrong, as in "loss of step 3 is nan"."""
+        error = cls(
+            f"the {what}; all that was saved before is kept; "
+            "lower --lr, or use --warmup-steps or --clip-norm"
+        )
+        error.step = step
+        return error
 
 
 class StorageError(UserError):

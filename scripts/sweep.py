@@ -25,10 +25,22 @@ from Utils.config import Config, Names, PathPart, RunConfig
 from Utils.errors import UserError, run_stage
 from Utils.registry import unknown
 
-_HELP = """Every flag of train.py may follow, with several values, which are tried in all
-combinations; a, b, … in a YAML file given by --config are [a, b, …].
-Numbers may be ranges (0..4), arithmetic over other flags ('0.1 * width**-1'), or both
-('2**(6..11)'). Begin with the word "status" to see how far the runs are."""
+_HELP = """Every flag of train.py may follow, with several values, which are tried
+in all combinations:
+  --model fc vgg11    each of them; in a YAML file, model: [fc, vgg11]
+  --seed 0..4         a range
+  --width '2**(6..9)' each of 64, 128, 256, 512
+  --lr '0.8 / width'  arithmetic over other flags
+
+for instance:
+  python -m scripts.sweep --experiment e --model fc --width '2**(6..9)'
+      --lr 0.01 0.1 --seed 0..2 --stages train,extract --dry-run
+  python -m scripts.sweep status --experiment e    how far the runs are
+
+and then, for metrics of all runs together:
+  python cache.py --experiment e --metrics transfer
+  python plot.py --experiment e
+  python plot.py --experiment e --report"""
 
 
 _SCHEMAS: Mapping[str, type[RunConfig]] = {
@@ -42,7 +54,9 @@ class SweepConfig(Config):
     """Train many runs, several at a time. The same command again does what is missing."""
 
     experiment: PathPart = Field("", description="Name of the experiment, which is all the runs.")
-    save_dir: str = Field("results", description="Folder that holds the experiments.")
+    save_dir: str = Field(
+        "results", description="Folder that holds the experiments; no bucket, see docs/sweeps.md."
+    )
     stages: Names = Field(
         (), description="What to do for each run, as train,extract,cache,plot; train if not given."
     )
@@ -59,7 +73,9 @@ class SweepConfig(Config):
     together: int = Field(
         1, ge=1, description="Runs that differ in --seed and --lr and share their steps, by SGD."
     )
-    retry_failed: bool = Field(False, description="Try runs that have failed once more.")
+    retry_failed: bool = Field(
+        False, description="Try runs that have failed or diverged once more."
+    )
     dry_run: bool = Field(
         False, description="List the runs, and forecast their time and disk; start nothing."
     )
@@ -131,7 +147,7 @@ def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:
                 flags.metric_names()
     if config.retry_failed:
         found = {run.expid: newest(experiment.folder(run)) for run in runs}
-        failed = {k: last.number for k, last in found.items() if last and last.state == "failed"}
+        failed = {k: last.number for k, last in found.items() if last and last.has_failed}
         experiment = replace(experiment, retried=failed)
     return experiment, runs
 

@@ -15,7 +15,10 @@ FORMATS = ("pdf", "png", "svg")
 
 
 class PlotConfig(RunConfig):
-    """Draw the caches of a run: what was measured, what theory predicts, and the difference."""
+    """Draw the caches of a run, or without --expid those of all its experiment's runs together.
+
+    Figures show what was measured, what theory predicts, and the difference.
+    """
 
     metrics: Names = Field(
         (), description="Metrics to draw, listed above; every one that has a cache if none."
@@ -35,8 +38,8 @@ class PlotConfig(RunConfig):
     plot_dir: str = Field("", description="Folder for the figures; the run's img/ if not given.")
     report: bool = Field(
         False,
-        description="Write one HTML page of the run, or of all runs of the experiment if --expid "
-        "is left out, instead of single figures.",
+        description="Write one HTML page instead of single figures: of the run, or if --expid is "
+        "left out of the experiment, its own metrics first and then its runs.",
     )
     legend: bool = Field(True, description="Whether figures have a legend.")
     use_tex: bool = Field(False, description="Set text with LaTeX, which has to be installed.")

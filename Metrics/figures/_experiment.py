@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from Metrics.figures._cache import Array
+from Metrics.fits import Verdict
+from Metrics.width import table as tables
+from Metrics.width.layout import HEAD
 from Utils.storage import datasets, open_hdf5
 
 ADVICE = "run cache.py for this experiment again, with --overwrite"
-
-_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,11 @@ class FittedExponent:
     exponent: float
     interval: float
     predicted: Fraction | None
-    verdict: str
+    verdict: Verdict
+
+    def cell(self) -> str:
+        """As in the terminal's table: "-0.51±0.04 (-1/2)"."""
+        return tables.cell(self.exponent, self.interval, self.predicted, self.verdict)
 
     def label(self) -> str:
         """ "fc1 −0.51 (−1/2)"."""
@@ -53,9 +58,11 @@ class ExperimentCache:
         seeds: [R].
         groups: [R] their labels.
         rates: [R] their --lr.
+        diverged: [R] the step at which a run's loss was no longer finite, −1 if it never was.
         parametrizations: a, b and c of the roles, the family and the depth, by group.
         steps: [T].
         curves: [R, T] by quantity and layer; NaN where nothing was measured.
+        outputs: [R, N, C] of the untrained networks, examples and outputs; empty if not measured.
         fits: the table of exponents.
         features_hash: of the features it was made from.
     """
@@ -68,9 +75,11 @@ class ExperimentCache:
     seeds: NDArray[np.int64]
     groups: NDArray[np.str_]
     rates: Array
+    diverged: NDArray[np.int64]
     parametrizations: Mapping[str, Mapping[str, str]]
     steps: NDArray[np.int64]
     curves: Mapping[tuple[str, str], Array]
+    outputs: Array
     fits: tuple[FittedExponent, ...]
     features_hash: str
 
@@ -89,11 +98,15 @@ class ExperimentCache:
 def read_experiment(path: Path) -> ExperimentCache:
     """Read a metric's cache; raises ``UserError`` if it is missing, damaged or incomplete."""
     with open_hdf5(path, ADVICE) as h5:
-        curves = {}
+        curves, outputs = {}, np.empty((0, 0, 0))
         for name, dataset in datasets(h5):
             quantity, _, layer = name.partition("/")
-            if name not in _HEAD and quantity != "fits":
+            if name in HEAD or quantity == "fits":
+                continue
+            if dataset.ndim == 2:
                 curves[quantity, layer] = dataset[()].astype(float)
+            else:
+                outputs = dataset[:, 0]
         texts = ("group", "quantity", "layer", "predicted", "verdict")
         table = {column: h5["fits"][column][()] for column in h5["fits"]}
         table |= {column: _texts(table[column]) for column in texts}
@@ -106,6 +119,7 @@ def read_experiment(path: Path) -> ExperimentCache:
             seeds=h5["seeds"][()],
             groups=_texts(h5["groups"][()]),
             rates=h5["rates"][()],
+            diverged=h5["diverged"][()],
             parametrizations={
                 label: json.loads(text)
                 for label, text in zip(
@@ -114,6 +128,7 @@ def read_experiment(path: Path) -> ExperimentCache:
             },
             steps=h5["steps"][()],
             curves=curves,
+            outputs=outputs,
             fits=tuple(_fit(table, line) for line in range(len(table["group"]))),
             features_hash=str(h5.attrs["features_hash"]),
         )

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array
@@ -15,6 +15,7 @@ from Metrics.figures._experiment import ExperimentCache, FittedExponent
 from Metrics.figures._frame import add_header, header_height
 from Metrics.figures._layout import charts
 from Metrics.figures._options import NothingToDraw, Options, select_layers
+from Metrics.width.layout import AT
 
 MANY = 12
 """The most panels of a page."""
@@ -120,10 +121,11 @@ def width_axis(axes: Axes, widths: Any) -> None:
 
 
 def size_axis(axes: Axes) -> None:
-    """Logarithmic, with few ticks."""
+    """Logarithmic, with few ticks; after curves are drawn."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(numticks=4))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    axes.set_yscale("linear")  # which a narrow range stays
+    style.log_ticks(axes, low, high)
 
 
 def draw_forest(cache: ExperimentCache, options: Options) -> Figure:
@@ -135,7 +137,7 @@ def draw_forest(cache: ExperimentCache, options: Options) -> Figure:
     groups = cache.labels[:3]
     rows = [
         (quantity, layer)
-        for quantity in dict.fromkeys(q for _, q in quantities_of(cache))
+        for quantity in sorted(dict.fromkeys(q for _, q in quantities_of(cache)), key=_rate)
         for layer in _layers(cache, groups, quantity, options)
     ]
     if not rows:
@@ -154,6 +156,12 @@ def draw_forest(cache: ExperimentCache, options: Options) -> Figure:
         cell.main.set_yticks(range(len(rows)), names if cell.leftmost else [])
     add_header(figure, f"{cache.title}: exponents", _verdict_legend(cache), options)
     return figure
+
+
+def _rate(quantity: str) -> float:
+    """Orders losses at learning rates, of which groups may have others, behind all else."""
+    text = quantity.removeprefix(AT)
+    return 0.0 if text == quantity else float(text)
 
 
 def _layers(

@@ -10,11 +10,13 @@ from Metrics.figures._config import PlotConfig
 from Metrics.figures._experiment import ExperimentCache, read_experiment
 from Metrics.figures._exponents import MANY, draw_forest, draw_sizes, quantities_of
 from Metrics.figures._files import fingerprint, is_current, save
+from Metrics.figures._histogram import draw_histogram
 from Metrics.figures._options import NothingToDraw, Options, check_layers
 from Metrics.figures._phases import axes_of, draw_phases
 from Metrics.figures._style import settings
 from Metrics.figures._transfer import draw_transfer
 from Metrics.figures.run import cache_command
+from Metrics.registry import OF_EXPERIMENTS
 from Utils.errors import UserError
 from Utils.rundir import ExperimentFolder
 from Utils.runs import open_experiment
@@ -24,9 +26,24 @@ Draw = Callable[[ExperimentCache, Options], Figure]
 _FIGURES: dict[str, dict[str, Draw]] = {
     "exponents": {"": draw_sizes, "-exponents": draw_forest},
     "coordinates": {"": draw_sizes, "-exponents": draw_forest, "-phases": draw_phases},
+    "outputs": {"": draw_histogram, "-exponents": draw_forest},
     "transfer": {"": draw_transfer, "-exponents": draw_forest},
 }
 """What is drawn of the kinds of metrics, by what is added to the names of the files."""
+
+
+def figures_of(cache: ExperimentCache) -> dict[str, Draw]:
+    """What can be drawn of a cache, by what is added to the names of the files."""
+    wanted = _FIGURES[cache.kind]
+    phases = len(axes_of(cache)) == 2
+    return {part: draw for part, draw in wanted.items() if phases or draw is not draw_phases}
+
+
+def experiment_caches(experiment: ExperimentFolder, config: PlotConfig) -> dict[str, Path]:
+    """The caches of the experiment's metrics that are asked for and there, all if none is named."""
+    wanted = [n for n in config.metric_names() or OF_EXPERIMENTS if n in OF_EXPERIMENTS]
+    paths = {n: experiment.fetch(experiment.cache(n, config.suffix)) for n in wanted}
+    return {name: path for name, path in paths.items() if path.exists()}
 
 
 def plot_experiment(config: PlotConfig) -> Iterator[str]:
@@ -37,16 +54,21 @@ def plot_experiment(config: PlotConfig) -> Iterator[str]:
             process that draws the same experiment.
     """
     with open_experiment(config) as (experiment, _), experiment.lock("plot"):
+        paths = experiment_caches(experiment, config)
         for metric in config.metric_names():
-            path = experiment.fetch(experiment.cache(metric, config.suffix))
-            if not path.exists():
+            if metric not in paths:
+                path = experiment.cache(metric, config.suffix)
                 raise UserError(f"{path} does not exist; run '{cache_command(config)}' first")
+        if not paths:
+            raise UserError(
+                f"{experiment.path} has no cache of all its runs; name one run by --expid, or run "
+                f"'{cache_command(config)} --metrics …' with one of {', '.join(OF_EXPERIMENTS)}"
+            )
+        for metric, path in paths.items():
             cache = read_experiment(path)
             check_layers([f.layer for f in cache.fits], config.layers)
-            for part, draw in _FIGURES[cache.kind].items():
-                if draw is draw_phases and len(axes_of(cache)) != 2:
-                    continue
-                yield from _plot(experiment, path, cache, (part, draw), config)
+            for what in figures_of(cache).items():
+                yield from _plot(experiment, path, cache, what, config)
             if cache.kind != "transfer" and (count := len(quantities_of(cache))) > MANY:
                 yield f"{metric}: {MANY} of {count} quantities of groups drawn"
 

@@ -4,7 +4,8 @@ Every run is measured once at every step, by this process or one of several work
 cache holds already is not measured again. Then exponents are fitted to all there is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS, MetricEntry
-from Metrics.width.exponents import Exponent, exponents_of, summary, table_text, write_csv
+from Metrics.width.exponents import Exponent, exponents_of, table_text, write_csv
 from Metrics.width.members import Group, Member, grouped, read_members
 from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, Quantity, Values, WidthMetric
 from Metrics.width.network import AGAIN, Network
 from Metrics.width.store import Measurements, write
+from Metrics.width.table import summary
 from Metrics.width.theory import Fans, theory_of
 from Utils.errors import Unreachable, UserError, left_out
 from Utils.logging import progress, stage_logger
@@ -51,9 +53,20 @@ class Findings:
             widths, seeds = ({getattr(m, n) for m in group.members} for n in ("width", "seed"))
             head = f"{self.metric}, {group.label}: widths {min(widths)} to {max(widths)}"
             reason = self.silent.get(group.label, "")
-            told = f"no theory: {reason}" if reason else summary(own)
-            lines += [f"{head} ({len(widths)}), {len(seeds)} seeds; {told}", *table_text(own), ""]
+            told = f"no theory: {reason}" if reason else summary([e.verdict for e in own])
+            some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+            lines += [f"{head} ({len(widths)}), {some}; {told}"]
+            lines += [*_ended(group), *table_text(own), ""]
         return "\n".join(lines).rstrip()
+
+
+def _ended(group: Group) -> Iterator[str]:
+    """Which runs of a group have diverged, if any."""
+    by_rate = Counter(float(m.flag("lr")) for m in group.members)
+    ended = Counter(float(m.flag("lr")) for m in group.members if m.diverged is not None)
+    if ended:
+        where = ", ".join(f"{n} of {by_rate[lr]} at lr {lr:g}" for lr, n in sorted(ended.items()))
+        yield f"{ended.total()} of {len(group.members)} runs diverged: {where}"
 
 
 def cache_experiment(
@@ -77,7 +90,7 @@ def cache_experiment(
     log = stage_logger("cache", experiment.logs / "cache.log")
     for name, reason in skipped.items():
         log.info("%s is left out: %s", name, reason)
-    if not members:
+    if not any(member.steps for member in members):
         raise UserError(
             f"{experiment.path} has no run that can be measured; train runs of several --width "
             "and run extract.py for each"
@@ -87,7 +100,8 @@ def cache_experiment(
         paths = {e.name: experiment.fetch(experiment.cache(e.name, config.suffix)) for e in entries}
         stored = {name: Measurements(path, config.overwrite) for name, path in paths.items()}
         new, failed = _measure(config, members, stored)
-        log.info("%d new checkpoints of %d runs measured", new, len(members))
+        told = "%d new checkpoints of %d runs measured"
+        log.info(told, new, sum(1 for member in members if member.steps))
         found = []
         for entry in entries:
             path = paths[entry.name]
@@ -232,7 +246,11 @@ def _fit(
 ) -> Findings:
     """Fit all exponents of a metric, and write its cache."""
     metric: WidthMetric = entry.load()()
-    measured = [m for m in members if (m.name, 0) in stored.sources]
+    measured = [
+        m
+        for m in members
+        if (m.name, 0) in stored.sources or (metric.counts_diverged and m.diverged is not None)
+    ]
     groups = grouped(measured, metric.within)
     exponents: list[Exponent] = []
     silent: dict[str, str] = {}

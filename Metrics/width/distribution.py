@@ -7,17 +7,18 @@ import numpy as np
 import torch
 
 from Metrics.width.members import Member
-from Metrics.width.metric import Cells, Observation, PerLayer, Quantity, Values
+from Metrics.width.metric import Array, Cells, Observation, PerLayer, Quantity, Values
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory
 
 SECOND, FOURTH = "second moment", "fourth moment"
 SIZE, KURTOSIS = "output size", "excess kurtosis"
+OUTPUTS = Quantity("outputs")
 _EXAMPLES = 64
 
 
 class InitialDistribution(PerLayer):
-    """Moments of the outputs over outputs, by example of the probe batch, at step 0.
+    """The outputs and their moments over outputs, by example of the probe batch, at step 0.
 
     At infinite width the outputs for one input are independent Gaussians with the same
     variance (Neal 1996; Lee et al. 2018, arXiv 1711.00165), so that over outputs and seeds
@@ -29,7 +30,7 @@ class InitialDistribution(PerLayer):
         if checkpoint.step:
             return {}
         f = checkpoint.start.logits.to(torch.float64)[:_EXAMPLES]
-        values: dict[Quantity, float] = {}
+        values: dict[Quantity, float | Array] = {OUTPUTS: f.cpu().numpy()}
         for i, example in enumerate(f):
             values[Quantity(SECOND, f"example {i}")] = float(example.square().mean())
             values[Quantity(FOURTH, f"example {i}")] = float(example.pow(4).mean())

@@ -2,15 +2,15 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from Metrics.fits import Fit, Verdict, fit_exponent
 from Metrics.width.metric import Observation, Quantity, WidthMetric
+from Metrics.width.table import cell, rows
 from Metrics.width.theory import ChainTheory
 from Utils.storage import write_atomically
 
@@ -19,8 +19,6 @@ COLUMNS = (
     *("last_octave", "pre_asymptotic", "predicted", "verdict"),
 )
 """Of the table, in csv files and caches."""
-
-_MARKS: Mapping[Verdict, str] = {"contradicts": "!", "pre-asymptotic": "~", "agrees": "", "": ""}
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Exponent:
 
     def cell(self) -> str:
         """ "-0.51±.04 (-1/2)" and a mark."""
-        interval = f"±{self.fit.interval:.2f}" if isfinite(self.fit.interval) else "±?"
-        theory = "" if self.predicted is None else f" ({self.predicted})"
-        return f"{self.fit.exponent:+.2f}{interval}{theory}{_MARKS[self.verdict]}"
+        return cell(self.fit.exponent, self.fit.interval, self.predicted, self.verdict)
 
 
 def exponents_of(
@@ -122,31 +118,7 @@ def write_csv(path: Path, exponents: Sequence[Exponent]) -> None:
 
 
 def table_text(exponents: Sequence[Exponent]) -> list[str]:
-    """Lines for the terminal: one per quantity and step, a column per layer.
-
-    Of more than three steps the first, the next and the last one are shown.
-    """
-    layers = list(dict.fromkeys(e.quantity.layer for e in exponents))
-    cells = {(e.quantity.name, e.step, e.quantity.layer): e.cell() for e in exponents}
-    steps = sorted({e.step for e in exponents})
-    shown = steps if len(steps) <= 3 else [*steps[:2], steps[-1]]
-    rows = [["quantity", "step", *layers]]
-    for name in dict.fromkeys(e.quantity.name for e in exponents):
-        for step in shown:
-            line = [cells.get((name, step, layer), "") for layer in layers]
-            if any(line):
-                rows.append([name, str(step), *line])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def summary(exponents: Sequence[Exponent]) -> str:
-    """How many exponents agree with theory."""
-    verdicts = [e.verdict for e in exponents]
-    compared = sum(v != "" for v in verdicts)
-    text = f"{verdicts.count('agrees')} of {compared} exponents agree with theory"
-    if waiting := verdicts.count("pre-asymptotic"):
-        text += f", {waiting} not yet (~)"
-    if wrong := verdicts.count("contradicts"):
-        text += f", {wrong} contradict it (!)"
-    return text
+    """Lines for the terminal; see :func:`Metrics.width.table.rows`."""
+    table = rows({(e.quantity.name, e.step, e.quantity.layer): e.cell() for e in exponents})
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]

@@ -24,12 +24,14 @@ class Member:
     Attributes:
         run: its folder.
         hyperparameters: its own.
-        steps: that have features, ascending; the first is 0.
+        steps: that have features, ascending; the first is 0. None, if it diverged before any.
+        diverged: the step whose update led to no finite loss; ``None`` if none did.
     """
 
     run: RunFolder
     hyperparameters: Mapping[str, Any]
     steps: tuple[int, ...]
+    diverged: int | None = None
 
     @property
     def name(self) -> str:
@@ -66,24 +68,37 @@ class Group:
 
 
 def read_members(runs: Sequence[RunFolder]) -> tuple[list[Member], dict[str, str]]:
-    """The runs that can be measured, and why the others cannot, by their names."""
-    members, skipped = [], {}
+    """The runs that can be measured or have diverged, and why the others cannot, by their names."""
+    found, members, skipped = [], [], {}
     for run in runs:
         try:
-            hyperparameters = run.read_hyperparameters()
-            steps = run.feature_steps()
+            found.append((run, run.read_hyperparameters(), run.feature_steps()))
         except UserError as error:
             skipped[run.path.name] = str(error)
-            continue
+    last = max((steps[-1] for *_, steps in found if steps), default=0)
+    for run, hyperparameters, steps in found:
+        # others came to the end; in a bucket each look costs a request
+        diverged = _diverged(run) if not steps or steps[-1] < last else None
         if hyperparameters.get("width") is None:
             skipped[run.path.name] = "it has no --width"
-        elif not steps:
+        elif not steps and diverged is None:
             skipped[run.path.name] = "it has no features; run extract.py for it"
-        elif steps[0] != 0:
+        elif steps and steps[0] != 0:
             skipped[run.path.name] = "it lacks the features of step 0; run extract.py for it"
         else:
-            members.append(Member(run, hyperparameters, tuple(steps)))
+            members.append(Member(run, hyperparameters, tuple(steps), diverged))
     return members, skipped
+
+
+def _diverged(run: RunFolder) -> int | None:
+    """The step at which training ended as its loss was not finite, by the run's journal."""
+    journal = run.fetch(run.journal)
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    try:
+        last = json.loads(lines[-1]) if lines else {}
+    except ValueError:  # half written, by a training that goes on
+        return None
+    return int(last["step"]) if last.get("diverged") else None
 
 
 def grouped(members: Sequence[Member], within: Collection[str] = ()) -> list[Group]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from Metrics.width.members import Member
@@ -25,7 +27,10 @@ class Quantity(NamedTuple):
     layer: str = ""
 
 
-Values = Mapping[Quantity, float]
+Array = NDArray[np.float64]
+
+Values = Mapping[Quantity, float | Array]
+"""What was measured; arrays [N, C], of examples and outputs, are kept for figures alone."""
 
 
 FAN_IN, FAN_OUT = "fan in", "fan out"
@@ -79,6 +84,10 @@ class WidthMetric(Protocol):
     def reads_layers(self) -> bool:
         """Whether it needs the network, and not only numbers saved with checkpoints."""
 
+    @property
+    def counts_diverged(self) -> bool:
+        """Whether runs that have diverged take part, also those without features."""
+
     def measure(self, checkpoint: Checkpoint) -> Values:
         """The numbers of one run at one step."""
 
@@ -97,6 +106,7 @@ class PerLayer:
 
     within: tuple[str, ...] = ()
     reads_layers = True
+    counts_diverged = False
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
         of_name = {member.name: member for member in members}

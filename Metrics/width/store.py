@@ -1,10 +1,10 @@
 """One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
 
-R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``,
-``exponents`` [R], the last one a, b and c as JSON; ``steps`` [T];
+R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``, ``diverged`` (the
+step at which, or −1), ``exponents`` (a, b and c as JSON) [R]; ``steps`` [T];
 ``sources`` [R, T], which checkpoints, empty where a run has none; ``<quantity>/<layer>`` [R, T],
-NaN where nothing was measured; ``fits/<column>`` [F], the table of exponents, by ``fits/line``.
-Dimension scales name the axes.
+NaN where nothing was measured, or [R, T, examples, outputs]; ``fits/<column>`` [F], the table of
+exponents, by ``fits/line``. Dimension scales name the axes.
 """
 
 import json
@@ -16,16 +16,12 @@ import numpy as np
 
 from Metrics.registry import MetricEntry
 from Metrics.width.exponents import COLUMNS, Exponent
+from Metrics.width.layout import AXES, HEAD, OF_RUNS, WHOLE
 from Metrics.width.members import Group
-from Metrics.width.metric import Cell, Cells, Quantity
+from Metrics.width.metric import Array, Cell, Cells, Quantity, Values
 from Utils.storage import datasets, open_hdf5, write_hdf5
 
 AGAIN = "run cache.py for this experiment again, with --overwrite"
-
-WHOLE = "network"
-"""What stands for the layer where a quantity is the whole network's."""
-
-_HEAD = {"runs", "widths", "seeds", "groups", "rates", "exponents", "steps", "sources"}
 
 
 class Measurements:
@@ -37,6 +33,7 @@ class Measurements:
 
     Attributes:
         cells: every number.
+        arrays: what is kept for figures, [N, C] each.
         sources: which checkpoint the numbers of a run's step came from.
 
     Raises:
@@ -45,6 +42,7 @@ class Measurements:
 
     def __init__(self, path: Path, overwrite: bool):
         self.cells: Cells = {}
+        self.arrays: dict[Cell, Array] = {}
         self.sources: dict[tuple[str, int], str] = {}
         if path.exists() and not overwrite:
             self._read(path)
@@ -57,7 +55,7 @@ class Measurements:
             curves = {
                 name: dataset[()]
                 for name, dataset in datasets(file)
-                if name not in _HEAD and not name.startswith("fits/")
+                if name not in HEAD and not name.startswith("fits/")
             }
         for r, run in enumerate(runs):
             for t, step in enumerate(steps):
@@ -66,6 +64,10 @@ class Measurements:
         for name, values in curves.items():
             quantity, _, layer = name.partition("/")
             what = Quantity(quantity, "" if layer == WHOLE else layer)
+            if values.ndim > 2:
+                for r, t in np.argwhere(np.isfinite(values).any((2, 3))).tolist():
+                    self.arrays[Cell(runs[r], steps[t], what)] = values[r, t]
+                continue
             for r, t in np.argwhere(np.isfinite(values)).tolist():
                 self.cells[Cell(runs[r], steps[t], what)] = float(values[r, t])
 
@@ -73,11 +75,17 @@ class Measurements:
         """Forget what came from other checkpoints than these."""
         self.sources = {k: s for k, s in self.sources.items() if known.get(k) == s}
         self.cells = {c: v for c, v in self.cells.items() if (c.run, c.step) in self.sources}
+        self.arrays = {c: v for c, v in self.arrays.items() if (c.run, c.step) in self.sources}
 
-    def add(self, run: str, step: int, source: str, values: Mapping[Quantity, float]) -> None:
+    def add(self, run: str, step: int, source: str, values: Values) -> None:
         """Note the numbers of a run's step."""
         self.sources[run, step] = source
-        self.cells |= {Cell(run, step, quantity): value for quantity, value in values.items()}
+        for quantity, value in values.items():
+            cell = Cell(run, step, quantity)
+            if isinstance(value, np.ndarray):
+                self.arrays[cell] = value
+            else:
+                self.cells[cell] = value
 
 
 def write(
@@ -107,15 +115,16 @@ def write(
         sources[rows[run], columns[step]] = source
     curves: dict[str, Any] = {}
     for cell, value in measured.cells.items():
-        name = f"{cell.quantity.name}/{cell.quantity.layer or WHOLE}"
-        curve = curves.setdefault(name, np.full((len(rows), len(steps)), np.nan))
+        curve = curves.setdefault(_name(cell), np.full((len(rows), len(steps)), np.nan))
         curve[rows[cell.run], columns[cell.step]] = value
+    samples = _samples(measured.arrays, rows, columns)
     head = {
         "runs": _texts([member.name for _, member in members]),
         "widths": np.array([member.width for _, member in members], np.int64),
         "seeds": np.array([member.seed for _, member in members], np.int64),
         "groups": _texts([label for label, _ in members]),
         "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
+        "diverged": np.array([-1 if m.diverged is None else m.diverged for _, m in members]),
         "exponents": _texts([json.dumps(parametrizations[label]) for label, _ in members]),
         "steps": np.array(steps, np.int64),
         "sources": _texts(sources),
@@ -123,11 +132,32 @@ def write(
     rows_of_table = [exponent.row() for exponent in exponents]
     table = {f"fits/{name}": _column([row[name] for row in rows_of_table]) for name in COLUMNS}
     scales: dict[str, tuple[str, ...]] = dict.fromkeys((*curves, "sources"), ("runs", "steps"))
-    scales |= dict.fromkeys(("widths", "seeds", "groups", "rates", "exponents"), ("runs",))
+    scales |= dict.fromkeys(OF_RUNS, ("runs",))
     scales |= dict.fromkeys(table, ("fits/line",))
     table["fits/line"] = np.arange(len(exponents))
+    for values in samples.values():
+        head |= {name: np.arange(n) for name, n in zip(AXES, values.shape[2:], strict=True)}
+    scales |= dict.fromkeys(samples, ("runs", "steps", *AXES))
     told = (f"{run} {step} {source}" for (run, step), source in sorted(measured.sources.items()))
-    write_hdf5(path, head | curves | table, entry.attributes(told), scales)
+    write_hdf5(path, head | curves | samples | table, entry.attributes(told), scales)
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.quantity.name}/{cell.quantity.layer or WHOLE}"
+
+
+def _samples(
+    arrays: Mapping[Cell, Array], rows: Mapping[str, int], columns: Mapping[int, int]
+) -> dict[str, Array]:
+    """Arrays of all runs [R, T, N, C], NaN where one has fewer examples or outputs."""
+    shape = tuple(max((a.shape[i] for a in arrays.values()), default=0) for i in (0, 1))
+    samples: dict[str, Array] = {}
+    for cell, values in arrays.items():
+        empty = np.full((len(rows), len(columns), *shape), np.nan)
+        whole = samples.setdefault(_name(cell), empty)
+        examples, outputs = values.shape
+        whole[rows[cell.run], columns[cell.step], :examples, :outputs] = values
+    return samples
 
 
 def _column(values: list[Any]) -> Any:

@@ -2,16 +2,18 @@
 
 Runs that differ in --lr besides width and seed are one group. For each width and seed, the best
 learning rate is where the last training loss is least, between the points of the sweep: at the
-vertex of the parabola through the least loss and its two neighbours over log lr, where these
-exist. If the best one of a sweep is at its end, it is not known.
+vertex of the parabola of log loss over log lr through the least one and its two neighbours,
+where these exist. If the best one of a sweep is at its end, it is not known. A run that has
+diverged has an infinite loss; one that has not come to its end has none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from Metrics.fits import minimum
+from Metrics.width.layout import AT
 from Metrics.width.members import Member
 from Metrics.width.metric import Cell, Cells, Observation, Quantity, Values
 from Metrics.width.network import Checkpoint
@@ -19,8 +21,6 @@ from Metrics.width.theory import ChainTheory
 
 BEST = "best lr"
 LEAST = "least loss"
-AT = "loss at lr "
-"""Before a learning rate: the last loss there, whose exponent is 0 where curves collapse."""
 
 LOSS = Quantity("train loss")
 
@@ -30,6 +30,7 @@ class Transfer:
 
     within: tuple[str, ...] = ("lr",)
     reads_layers = False
+    counts_diverged = True
 
     def measure(self, checkpoint: Checkpoint) -> Values:
         return {LOSS: checkpoint.metric("train_loss")}
@@ -60,20 +61,21 @@ class Transfer:
         return None
 
 
-Losses = dict[tuple[int, int], dict[float, float]]
+Losses = Mapping[tuple[int, int], Mapping[float, float]]
 
 
 def last_losses(members: Sequence[Member], cells: Cells) -> tuple[int, Losses]:
     """The losses by learning rate at the last step that any run has, by width and seed.
 
-    Runs that have not come so far are left out; a loss that is not finite counts as infinite.
+    Runs that have not come so far are left out; those that have diverged are infinite.
     """
-    steps = [c.step for c in cells if c.run in {m.name for m in members}]
-    last = max((member.steps[-1] for member in members), default=max(steps, default=0))
-    losses: Losses = {}
+    last = max((member.steps[-1] for member in members if member.steps), default=0)
+    losses: dict[tuple[int, int], dict[float, float]] = {}
     for member in members:
-        if member.steps[-1] == last:
-            loss = cells.get(Cell(member.name, last, LOSS), float("nan"))
+        loss = cells.get(Cell(member.name, last, LOSS))
+        if member.diverged is not None:
+            loss = float("inf")
+        if loss is not None:
             curve = losses.setdefault((member.width, member.seed), {})
-            curve[float(member.flag("lr"))] = loss if np.isfinite(loss) else float("inf")
+            curve[float(member.flag("lr"))] = loss
     return last, losses

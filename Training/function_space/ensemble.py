@@ -4,8 +4,8 @@ Lee et al. 2019, "Wide neural networks of any depth evolve as linear models unde
 descent" (arXiv 1902.06720): initial outputs f_0 ~ GP(0, K), independent for each output, K the
 NNGP kernel; all train with the same tangent kernel Θ. After any time
 f_t(x) = f_0(x) − Θ(x, X) B_t (f_0(X) − y) with B_t a function of Θ(X, X), so that f_t is Gaussian
-again, with their equations 14 and 15 (mean and covariance under gradient flow) for
-B_t = Θ⁻¹(1 − e^{−wΘt}), 16 in the limit; here B_t is also that of discrete steps.
+again. Their equations 14 to 16 are its mean and covariance under gradient flow, where
+B_t = Θ⁻¹(1 − e^{−wΘt}); here B_t is also that of discrete steps.
 
 Shape letters: N training examples, E others, C outputs, T times, n = N modes.
 """
@@ -13,7 +13,6 @@ Shape letters: N training examples, E others, C outputs, T times, n = N modes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from Training.function_space.kernels import as_matrix
@@ -47,19 +46,26 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class EnsembleTrajectory:
-    """What the training of an ensemble leads to, at any example.
+    """What the training of an ensemble leads to, at any example; all in Θ's modes.
 
     Attributes:
-        train: f_t(X), over T times.
-        solve: B_t [T, N, N].
-        targets: y [N, C].
-        prior: K(X, X) [N, N].
+        modes: of Θ(X, X).
+        solved: eigenvalues of B_t [T, n].
+        targets: Uᵀy [n, C].
+        prior: UᵀK(X, X)U [n, n].
     """
 
-    train: Gaussian
-    solve: Tensor
+    modes: Modes
+    solved: Tensor
     targets: Tensor
     prior: Tensor
+
+    def train(self) -> Gaussian:
+        """f_t(X), over T times."""
+        moved = (self.modes.values * self.solved)[..., None]  # [T, n, 1]
+        left = self.modes.vectors * (1 - moved.mT)  # [T, N, n]
+        mean = self.modes.vectors @ (moved * self.targets)
+        return Gaussian(mean, left @ self.prior @ left.mT)
 
     def at(self, tangent_cross: Tensor, prior_cross: Tensor, prior: Tensor) -> Gaussian:
         """f_t(x), over T times.
@@ -69,8 +75,8 @@ class EnsembleTrajectory:
             prior_cross: K(x, X) [E, N].
             prior: K(x, x) [E, E].
         """
-        weights = as_matrix(tangent_cross) @ self.solve  # [T, E, N]
-        mixed = weights @ as_matrix(prior_cross).T
+        weights = as_matrix(tangent_cross) @ self.modes.vectors * self.solved[:, None]  # [T, E, n]
+        mixed = weights @ (as_matrix(prior_cross) @ self.modes.vectors).T
         covariance = as_matrix(prior) - mixed - mixed.mT + weights @ self.prior @ weights.mT
         return Gaussian(weights @ self.targets, covariance)
 
@@ -116,11 +122,9 @@ class InfiniteEnsemble:
         return self.slope * self.modes.values
 
     def _trajectory(self, response: Response) -> EnsembleTrajectory:
-        vectors, b = self.modes.vectors, -self.slope * response.residual[:, None]  # [T, 1, n]
-        moved = (vectors * (self.modes.values * b)) @ vectors.T  # 1 − (f_t − y) / (f_0 − y)
-        left = torch.eye(len(vectors), dtype=moved.dtype, device=moved.device) - moved
-        train = Gaussian(moved @ self._targets, left @ self._prior @ left)
-        return EnsembleTrajectory(train, (vectors * b) @ vectors.T, self._targets, self._prior)
+        rotated = self.modes.vectors.T @ self._prior @ self.modes.vectors
+        amplitudes = self.modes.amplitudes(self._targets)
+        return EnsembleTrajectory(self.modes, -self.slope * response.residual, amplitudes, rotated)
 
 
 def gp_posterior(

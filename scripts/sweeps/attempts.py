@@ -25,7 +25,7 @@ from Utils.errors import storage_error
 from Utils.rundir import RunFolder
 from Utils.storage import write_json
 
-State = Literal["running", "stopped", "done", "failed"]
+State = Literal["running", "stopped", "done", "failed", "diverged"]
 Stages = Mapping[str, tuple[str, ...]]
 """The stages of a run in their order, each with its flags."""
 
@@ -46,7 +46,8 @@ class Attempt:
     Attributes:
         place: machine and namespace of process numbers in which ``process`` is to be found.
         process: its number, and what tells it from a later one with the same number.
-        state: "running" also if the process has died since.
+        state: "running" also if the process has died since; "diverged" if training failed as its
+            loss is no number any more.
         stage: what it does, or did last.
         done: finished stages of the run with their flags, those of earlier attempts included.
         seconds: that the stages of this attempt took.
@@ -70,6 +71,11 @@ class Attempt:
     deaths: int = 0
     error: str = ""
     traceback: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the run is left alone until it is retried."""
+        return self.state in {"failed", "diverged"}
 
     def lacks(self, stages: Stages) -> list[str]:
         """The stages that are not done with these flags, and those that follow one."""
@@ -170,9 +176,7 @@ def claim(run: RunFolder, stages: Stages, retried: int = 0) -> Claim | None:
     """
     last = newest(run)
     if last is not None and (
-        is_alive(run, last)
-        or not last.lacks(stages)
-        or (last.state == "failed" and last.number > retried)
+        is_alive(run, last) or not last.lacks(stages) or (last.has_failed and last.number > retried)
     ):
         return None
     attempt = _next(run, last)

@@ -77,7 +77,7 @@ def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator
         config = validate(TrainConfig, run.flags, "sweep")
         steps, epochs = _steps(config, sizes), config.epochs * config.anneal_steps
         yield f"{run.expid}: {steps} steps, {where.condition}"
-        if where.condition in {"done", "failed"}:
+        if where.condition in {"done", "diverged", "failed"}:
             continue
         kind = _kind(run)
         if kind not in costs:

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from scripts.sweeps.attempts import Attempt, is_alive, newest
 from scripts.sweeps.manifest import Run
 from scripts.sweeps.worker import Experiment
 from Utils.rundir import RunFolder
 
-Condition = Literal["done", "running", "failed", "stopped", "missing"]
+Condition = Literal["done", "diverged", "running", "failed", "stopped", "missing"]
 
-_CONDITIONS: tuple[Condition, ...] = ("done", "running", "failed", "stopped", "missing")
+_CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 _BYTES_OF_THE_LAST_LINE = 4096
 
 
@@ -49,9 +49,11 @@ def standing(experiment: Experiment, run: Run) -> Standing:
     lacking = last.lacks(experiment.stages)
     if not lacking:
         return Standing("done", f"{sum(last.seconds.values()):.1f} s")
-    if last.state == "failed" and last.number > experiment.retried.get(run.expid, 0):
+    if last.has_failed and last.number > experiment.retried.get(run.expid, 0):
+        if last.state == "diverged":
+            return Standing("diverged", last.error.partition(";")[0])
         return Standing("failed", f"{last.stage}: {last.error}" if last.stage else last.error)
-    if last.state in {"done", "failed"}:
+    if last.state == "done" or last.has_failed:
         return Standing("missing", f"{lacking[0]} is to be done")
     return Standing("stopped", _where(folder, last))
 
@@ -104,7 +106,7 @@ def table(runs: Sequence[Run], standings: Sequence[Standing]) -> str:
     """One line per run, and how many stand where."""
     width = max(len(run.expid) for run in runs)
     lines = [
-        f"{run.expid:<{width}}  {where.condition:<7}  {where.detail}".rstrip()
+        f"{run.expid:<{width}}  {where.condition:<8}  {where.detail}".rstrip()
         for run, where in zip(runs, standings, strict=True)
     ]
     return "\n".join([*lines, f"{len(runs)} runs: {counts(standings)}"])

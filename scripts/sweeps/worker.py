@@ -22,12 +22,12 @@ from typing import Any
 
 from Metrics import CacheConfig
 from Metrics.figures import PlotConfig
-from scripts.sweeps.attempts import Claim, Stages, claim, newest_step
+from scripts.sweeps.attempts import Claim, Stages, State, claim, newest_step
 from scripts.sweeps.manifest import Run
 from Training.config import ExtractConfig, TrainConfig
 from Utils.cli import parse
 from Utils.config import RunConfig, validate
-from Utils.errors import UserError
+from Utils.errors import Diverged, UserError
 from Utils.rundir import RunFolder
 
 
@@ -35,8 +35,9 @@ def experiment_path(name: str, save_dir: str) -> Path:
     """The folder of an experiment; raises :class:`UserError` if it can be none of a sweep."""
     if save_dir.startswith("gs://"):
         raise UserError(
-            f"--save-dir {save_dir}: a sweep's runs are claimed by files that a bucket cannot "
-            "hold; give a folder, and copy it with scripts/sync_gcloud.sh"
+            f"--save-dir {save_dir}: a sweep works in a folder, as its processes ask for the state "
+            "of all runs several times a second; give one, and bring it into the bucket by "
+            "scripts/sync_gcloud.sh FOLDER gs://…"
         )
     return validate(RunConfig, {"experiment": name, "save_dir": save_dir}, "sweep").experiment_path
 
@@ -181,7 +182,7 @@ def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> No
             done = {"train": list(experiment.stages["train"])}
             held.note(done=done, seconds={"train": seconds}, **ended)
         elif isinstance(outcome, UserError):
-            held.note(state="failed", error=str(outcome), **ended)
+            held.note(state=_state_after(outcome), error=str(outcome), **ended)
         else:
             held.note(state="stopped", **ended)
     if any(isinstance(outcome, int) and outcome for outcome in outcomes):
@@ -232,10 +233,14 @@ def _bring_on(experiment: Experiment, run: Run, folder: RunFolder, held: Claim) 
         held.note(state="stopped", ended_at=newest_step(folder))
         raise
     except UserError as error:
-        held.note(state="failed", error=str(error))
+        held.note(state=_state_after(error), error=str(error))
     except Exception as error:
         reason = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         held.note(state="failed", error=reason, traceback=traceback.format_exc())
+
+
+def _state_after(error: UserError) -> State:
+    return "diverged" if isinstance(error, Diverged) else "failed"
 
 
 def _earlier(done: Mapping[str, list[str]], stage: str) -> dict[str, list[str]]:

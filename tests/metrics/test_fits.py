@@ -108,8 +108,9 @@ def test_a_sum_may_lie_between_its_parts(exponent: float, verdict: str) -> None:
 
 def test_the_minimum_of_a_parabola_lies_between_its_points() -> None:
     rates = np.array([0.1, 0.2, 0.4, 0.8])
-    losses = 3 + 2 * np.log(rates / 0.3) ** 2
+    losses = 3 * np.exp(2 * np.log(rates / 0.3) ** 2)
     assert minimum(rates, losses) == pytest.approx((0.3, 3))
+    assert minimum(rates, np.array([2.0, 0.0, 1.0, 2.0])) == (0.2, 0.0)
     assert np.isnan(minimum(rates, rates)).all()  # still falls at the end
     assert np.isnan(minimum(rates, np.full(4, np.inf))).all()
     diverged = np.array([2.0, 1.0, np.inf, np.inf])

@@ -95,9 +95,11 @@ def test_phases_are_those_of_the_recursion() -> None:
         seeds=whole,
         groups=np.array(list(told)),
         rates=none,
+        diverged=whole,
         parametrizations=told,
         steps=whole,
         curves={},
+        outputs=none,
         fits=tuple(fits),
         features_hash="",
     )

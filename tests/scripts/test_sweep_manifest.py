@@ -253,7 +253,7 @@ def test_own_flags_hide_none_of_trainings() -> None:
         ("--tpu", "train on one device each"),
         ("--lr 0.1", "--experiment is missing"),
         ("--experiment none-such", "this experiment has no sweep yet"),
-        ("--experiment e --save-dir gs://b/c --lr 1", "a bucket cannot hold"),
+        ("--experiment e --save-dir gs://b/c --lr 1", "a sweep works in a folder"),
         ("--experiment e --lr 1 --stages train,plt", "unknown stage 'plt'; did you mean 'plot'?"),
         ("--experiment e --lr 1 --cache --workers", "--cache '--workers': add cache to --stages"),
         ("--experiment e --lr 1 --stages cache --cache=--wokers=2", "did you mean '--workers'?"),

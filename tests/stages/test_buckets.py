@@ -15,7 +15,8 @@ import pytest
 from torch import Tensor
 
 from tests.clouds import Cloud, answering
-from tests.runs import ROOT, TINY, train_run
+from tests.experiments import cached
+from tests.runs import ROOT, TINY, extract_run, train_run
 from tests.training.helpers import differences, journal_of
 from Training.checkpoints import load_checkpoint
 from Training.config import TrainConfig
@@ -25,7 +26,7 @@ from Utils.buckets import lease as lease_module
 from Utils.buckets import working_copy as working_copy_module
 from Utils.buckets.places import BucketPlace
 from Utils.cli import parse
-from Utils.errors import Unreachable, Unreadable, UserError
+from Utils.errors import Diverged, Unreachable, Unreadable, UserError
 from Utils.rundir import RunFolder
 from Utils.runs import open_run
 
@@ -341,6 +342,51 @@ def test_a_report_of_an_experiment(
     assert cloud.names("some/prefix/e/a/img") == ["some/prefix/e/a/img/report.html"]
     with pytest.raises(UserError, match=r"gs://.*/some/prefix/e/c has no cache to draw"):
         stage("plot", "--report", "c")
+
+
+def test_metrics_of_a_sweep_that_was_copied_here(
+    cloud: Cloud,
+    stage: Stage,
+    move: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Trained in a folder; cached on one machine, drawn on another, as in the folder."""
+    folder = tmp_path / "e"
+    for expid, width in (("a", 8), ("b", 16)):
+        extract_run(train_run(folder / expid, f"--model fc --width {width}"), "--probe none")
+    with pytest.raises(Diverged):
+        train_run(folder / "c", "--model fc --width 16 --lr 1e60")
+    for file in folder.rglob("*"):
+        if file.is_file() and file.suffix != ".lock":  # as scripts/sync_gcloud.sh copies
+            cloud.write(f"some/prefix/{file.relative_to(tmp_path)}", file.read_bytes())
+
+    machine = move("second")
+    assert stage("cache", "--metrics transfer,gradients", "") == 0
+    assert "1 of 3 runs diverged" in capsys.readouterr().out
+    assert not [*machine.rglob("ckpt/*.tar")]  # what is not read is not fetched
+    assert stage("cache", "--metrics transfer,gradients", "") == 0
+    log = cloud.read("some/prefix/e/logs/cache.log").decode()
+    assert "0 new checkpoints of 2 runs measured" in log
+    cached(folder, "--metrics transfer,gradients")
+    for metric in ("transfer", "gradients"):
+        table = cloud.read(f"some/prefix/e/cache/{metric}.csv")
+        assert table == (folder / "cache" / f"{metric}.csv").read_bytes()
+
+    move("third")
+    capsys.readouterr()
+    assert stage("plot", "--format png", "") == 0  # all that there is
+    drawn = [
+        f"some/prefix/e/img/{metric}{part}.png"
+        for metric in ("gradients", "transfer")
+        for part in ("", "-exponents")
+    ]
+    assert capsys.readouterr().out.split() == [f"gs://{cloud.name}/{name}" for name in drawn]
+    assert cloud.names("some/prefix/e/img") == sorted(drawn)
+    assert stage("plot", "--report", "") == 0
+    page = cloud.read("some/prefix/e/report.html").decode()
+    for title in ("Gradients of the outputs", "Learning-rate transfer", "The runs compared"):
+        assert f">{title}</h2>" in page
 
 
 def test_a_bucket_that_is_not_there(cloud: Cloud, stage: Stage) -> None:

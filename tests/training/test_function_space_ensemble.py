@@ -46,9 +46,10 @@ def kernels(seed: int = 0) -> tuple[Tensor, Tensor]:
 def everywhere(path: EnsembleTrajectory, tangent: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [T, E, C] and covariance [T, E, E], E all examples."""
     moved = path.at(tangent[:, :TRAIN], prior[:, :TRAIN], prior)
+    train = path.train()
     own = moved.mean[:, :TRAIN], moved.covariance[:, :TRAIN, :TRAIN]
-    torch.testing.assert_close(path.train.mean, own[0], rtol=0, atol=1e-10)
-    torch.testing.assert_close(path.train.covariance, own[1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(train.mean, own[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(train.covariance, own[1], rtol=0, atol=1e-10)
     torch.testing.assert_close(moved.variance, moved.covariance.diagonal(dim1=1, dim2=2))
     return moved.mean, moved.covariance
 
@@ -166,7 +167,7 @@ def test_the_loss_is_the_projects() -> None:
     assert f.grad is not None
     n, time = slice(0, TRAIN), 1e-7
     path = InfiniteEnsemble(tangent[n, n], prior[n, n], y).flow([time])
-    moved = path.train.mean[0] / time
+    moved = path.train().mean[0] / time
     torch.testing.assert_close(moved, -tangent[n, n] @ f.grad, rtol=1e-5, atol=1e-7)
 
 

@@ -8,6 +8,7 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 from torch import Tensor
+from torch.autograd.functional import hessian
 from torch.nn import functional
 
 from tests.training.linear_models import (
@@ -21,7 +22,7 @@ from tests.training.linear_models import (
     targets,
     traced_model,
 )
-from Training.discrete_laws import Coefficients
+from Training.discrete_laws import Coefficients, Floats
 from Training.function_space import (
     Modes,
     SquaredError,
@@ -86,11 +87,12 @@ def test_cross_entropy_against_a_solver_of_the_weights(name: str, decay: float) 
     model, y = MODELS[name], functional.one_hot(labels(), OUTPUTS).numpy()
     j, offset = model.jacobian.numpy(), model.offset.numpy()
 
-    def rate(_: float, weights: np.ndarray) -> np.ndarray:
+    def rate(_: float, weights: Floats) -> Floats:
         logits = offset[:TRAIN] + j[:TRAIN] @ weights
         odds = np.exp(logits - logits.max(1, keepdims=True))
         slope = (odds / odds.sum(1, keepdims=True) - y) / TRAIN
-        return -np.einsum("ncp,nc->p", j[:TRAIN], slope) - decay * weights
+        pull: Floats = np.einsum("ncp,nc->p", j[:TRAIN], slope)
+        return -pull - decay * weights
 
     solution = solve_ivp(
         rate, (0, TIMES[-1]), model.start.numpy(), "DOP853", TIMES, rtol=1e-11, atol=1e-12
@@ -146,7 +148,7 @@ def test_time_zero_alone() -> None:
 @pytest.mark.parametrize("loss", [cross_entropy, mean_squared_error])
 def test_hessians_of_losses(loss: Loss) -> None:
     f, y = targets(), labels()
-    whole = torch.autograd.functional.hessian(lambda x: loss(x, y), f)
+    whole = hessian(lambda x: loss(x, y), f)  # type: ignore[no-untyped-call]
     blocks = torch.stack([whole[n, :, n] for n in range(TRAIN)])
     torch.testing.assert_close(loss_hessian(loss, f, y), blocks)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
+from torch.autograd.functional import hessian
 
 from tests.training.linear_models import (
     TRAIN,
@@ -80,8 +81,8 @@ def test_the_largest_curvature_is_that_of_the_loss_in_the_weights(
     def whole(weights: Tensor) -> Tensor:
         return loss(model.offset[:TRAIN] + model.jacobian[:TRAIN] @ weights, labels())
 
-    hessian = torch.autograd.functional.hessian(whole, model.start)
-    expected = float(torch.linalg.eigvalsh(hessian)[-1])
+    matrix = hessian(whole, model.start)  # type: ignore[no-untyped-call]
+    expected = float(torch.linalg.eigvalsh(matrix)[-1])
     found = largest_curvature(model.train, loss, model.outputs[:TRAIN], labels())
     assert found == pytest.approx(expected, rel=1e-10)
 

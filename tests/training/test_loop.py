@@ -19,7 +19,7 @@ from tests.training.helpers import Train, journal_of
 from Training import TrainConfig
 from Training.checkpoints import load_checkpoint
 from Utils.config import validate
-from Utils.errors import UserError
+from Utils.errors import Diverged, UserError
 from Utils.rundir import RunFolder
 
 STEPS_PER_EPOCH = 12
@@ -163,7 +163,23 @@ def test_the_first_bad_step_is_named(
     with pytest.raises(UserError, match="the loss of step 15 is nan"):
         trains()
     assert run.checkpoint_steps() == [0, 12]
-    assert journal_of(run)[-1]["step"] == 12
+    *lines, last = journal_of(run)
+    assert lines[-1]["step"] == 12
+    assert (last["step"], last["diverged"]) == (15, True)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--dtype float64 --lr 1e200",  # whose square is no number
+        "--dtype float64 --lr 1e200 --optimizer momentum --momentum 0.9",
+        "--dtype float32 --lr 1e60",  # which is none itself
+    ],
+)
+def test_learning_rates_without_bounds_diverge(flags: str, trains: Train, run: RunFolder) -> None:
+    with pytest.raises(Diverged, match=r"^the (loss|update) of step \d .* lower --lr"):
+        trains(f"{flags} --wd 0.1")
+    assert journal_of(run)[-1]["diverged"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 1436])

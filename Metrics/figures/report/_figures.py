@@ -55,7 +55,7 @@ def picture(header: Header, options: Options, most: int) -> Picture:
         most: bytes of a vector graphic, above which the figure is drawn in pixels.
     """
     entry = METRICS[header.metric]
-    words = (entry.name, entry.title, _sentence(entry.description), entry.citation)
+    words = (entry.name, entry.title, sentence(entry.description), entry.citation)
     wanted = tuple(w for w in options.layers if select_layers(header.layers, [w]))
     if options.layers and header.layers and not wanted:
         return Picture(*words, "Not drawn: it has none of the layers that were asked for.")
@@ -63,23 +63,28 @@ def picture(header: Header, options: Options, most: int) -> Picture:
     try:
         figure = draw_cache(cache, options)
     except NothingToDraw as reason:
-        return Picture(*words, _sentence(str(reason).partition(": ")[2]))
+        return Picture(*words, sentence(str(reason).partition(": ")[2]))
+    left_out = sentence(remark(cache, options).partition(": ")[2])
+    source = data_uri(figure, options, most)
+    return Picture(*words, left_out, source, _in_words(cache), *pixels(figure))
+
+
+def pixels(figure: Figure) -> tuple[int, int]:
+    """Width and height of a figure on the page, in CSS pixels."""
     width, height = (round(_PIXELS * inches) for inches in figure.get_size_inches())
-    left_out = _sentence(remark(cache, options).partition(": ")[2])
-    source = _data_uri(figure, options, most)
-    return Picture(*words, left_out, source, _in_words(cache), width, height)
+    return width, height
 
 
-def _data_uri(figure: Figure, options: Options, most: int) -> str:
+def data_uri(figure: Figure, options: Options, most: int) -> str:
     """Lines where they are few enough, which stay sharp at any size, and pixels where not."""
     with settings(options.use_tex):
-        lines, pixels = io.BytesIO(), io.BytesIO()
+        lines, raster = io.BytesIO(), io.BytesIO()
         figure.savefig(lines, format="svg", metadata={"Date": None})
         if len(lines.getvalue()) <= most:
             return _encoded("image/svg+xml", lines.getvalue())
-        figure.savefig(pixels, format="png", dpi=_DPI)
+        figure.savefig(raster, format="png", dpi=_DPI)
     few = io.BytesIO()
-    Image.open(pixels).convert("RGB").quantize(_COLOURS).save(few, "png", optimize=True)
+    Image.open(raster).convert("RGB").quantize(_COLOURS).save(few, "png", optimize=True)
     return _encoded("image/png", few.getvalue())
 
 
@@ -106,5 +111,6 @@ def _range(values: Array) -> str:
     return f"{low:.3g}" if low == high else f"from {low:.3g} to {high:.3g}"
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """A remark as a sentence."""
     return f"{text[:1].upper()}{text[1:]}." if text else ""

@@ -5,17 +5,28 @@ from pathlib import Path
 
 import jinja2
 
+from Metrics.figures.report._experiment import ExperimentReport
 from Metrics.figures.report._flags import differing
 from Metrics.figures.report._run import RunReport
 
 Rows = list[list[str]]
 
+MOST_ROWS = 40
+"""Of runs compared, above which the table is folded."""
 
-def render(title: str, runs: Sequence[RunReport], command: str, mark: str) -> str:
+
+def render(
+    title: str,
+    experiment: Sequence[ExperimentReport],
+    runs: Sequence[RunReport],
+    command: str,
+    mark: str,
+) -> str:
     """The HTML text of a page.
 
     Args:
         title: of the page.
+        experiment: metrics of all runs together.
         runs: what it tells of.
         command: what it was made by.
         mark: the fingerprint by which a later run sees whether it is up to date.
@@ -29,7 +40,15 @@ def render(title: str, runs: Sequence[RunReport], command: str, mark: str) -> st
     )
     template = environment.get_template("page.html.jinja")
     compared = comparison(runs) if len(runs) > 1 else []
-    return template.render(title=title, runs=runs, compared=compared, command=command, mark=mark)
+    return template.render(
+        title=title,
+        experiment=experiment,
+        runs=runs,
+        compared=compared,
+        most_rows=MOST_ROWS,
+        command=command,
+        mark=mark,
+    )
 
 
 def comparison(runs: Sequence[RunReport]) -> Rows:

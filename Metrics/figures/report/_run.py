@@ -83,6 +83,11 @@ class RunReport:
     final: dict[str, float]
 
     @property
+    def has_section(self) -> bool:
+        """Whether there is more to tell than fits a line of the comparison."""
+        return bool(self.pictures)
+
+    @property
     def worst(self) -> tuple[float | None, float | None]:
         """The largest deviations from the exact and the paper's laws, where there are some."""
         found = [d.worst for d in self.deviations if d.open]

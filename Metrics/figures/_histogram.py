@@ -1,0 +1,86 @@
+"""Outputs of untrained networks beside the Gaussian that they are at infinite width.
+
+Shape letters: R runs, N examples, C outputs.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from Metrics.figures import _style as style
+from Metrics.figures._cache import Array
+from Metrics.figures._experiment import ExperimentCache
+from Metrics.figures._frame import add_header, header_height
+from Metrics.figures._layout import charts
+from Metrics.figures._options import NothingToDraw, Options
+
+MANY = 6
+"""The most groups of a page."""
+
+_BINS = np.linspace(-5, 5, 41)
+
+
+def draw_histogram(cache: ExperimentCache, options: Options) -> Figure:
+    """A panel per group: the density of outputs over their size, a line for each width.
+
+    Raises:
+        NothingToDraw: no outputs were measured.
+    """
+    groups = [g for g in cache.labels if np.isfinite(cache.outputs[cache.groups == g]).any()]
+    if not groups:
+        raise NothingToDraw(f"{cache.metric}: no histogram, there are no outputs of step 0")
+    groups = groups[:MANY]
+    widths = np.unique(cache.widths)
+    shades = dict(
+        zip(widths, colormaps["viridis"](np.linspace(0.05, 0.85, len(widths))), strict=True)
+    )
+    columns = min(len(groups), 2)
+    figure, cells = charts(len(groups), header_height(len(groups), options), columns, 1.9, 0.0)
+    for cell, group in zip(cells, groups, strict=True):
+        most = 0
+        for n, colour in shades.items():
+            outputs = cache.outputs[(cache.groups == group) & (cache.widths == n)]
+            ratios = standardised(outputs)
+            most = max(most, len(ratios))
+            _density(cell.main, ratios, colour)
+        _gaussian(cell.main, lowest=0.5 / (most * (_BINS[1] - _BINS[0])))
+        if len(groups) > 1:
+            cell.main.set_title(style.plain(group, options.use_tex), loc="left")
+        cell.main.set_xlabel("output / its root mean square", labelpad=2)
+        if cell.leftmost:
+            cell.main.set_ylabel("density")
+    handles: list[Any] = [Line2D([], [], color=shades[n], **style.MEASURED) for n in widths]
+    labels = [*(f"width {n}" for n in widths), "Gaussian"]
+    add_header(figure, cache.title, ([*handles, Line2D([], [], **style.EXACT)], labels), options)
+    return figure
+
+
+def standardised(outputs: Array) -> Array:
+    """Outputs [R, N, C] of runs of one width, each over the root mean square that those for the
+    same example have over runs and outputs; flat, without what is not known."""
+    size = np.sqrt(np.nanmean(np.square(outputs), axis=(0, 2), keepdims=True))
+    ratios: Array = (outputs / size).ravel()
+    return ratios[np.isfinite(ratios)]
+
+
+def _density(axes: Axes, ratios: Array, colour: Any) -> None:
+    """Steps of a histogram; bins without an output are left out, on an axis of logarithms."""
+    counts, _ = np.histogram(ratios, _BINS)
+    density = np.where(counts, counts / (len(ratios) * np.diff(_BINS)), np.nan)
+    axes.stairs(density, _BINS, color=colour, linewidth=1.2)
+
+
+def _gaussian(axes: Axes, lowest: float) -> None:
+    """The curve at infinite width, and axes that show a bin with a single output."""
+    x = np.linspace(_BINS[0], _BINS[-1], 201)
+    axes.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), **style.EXACT)
+    axes.set_yscale("log")
+    axes.set_ylim(lowest, 2)
+    axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(_BINS[0], _BINS[-1])
