@@ -5,6 +5,7 @@ inputs, M other inputs, C logits, P parameters.
 """
 
 from Metrics.tangent.cost import Forecast, forecast
+from Metrics.tangent.estimate import Estimate, estimate
 from Metrics.tangent.kernel import TangentKernel, tangent_kernel
 
-__all__ = ["Forecast", "TangentKernel", "forecast", "tangent_kernel"]
+__all__ = ["Estimate", "Forecast", "TangentKernel", "estimate", "forecast", "tangent_kernel"]

@@ -4,7 +4,9 @@ Letters in shapes: n examples, g groups, X positions (pixels, tokens), K numbers
 out at each of them, C logits.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +103,16 @@ def pull_back(source: Tensor, parameter: Tensor, rows: Tensor) -> Tensor:
         return rows
     lead = rows.shape[: rows.dim() - source.dim()]
     flat = rows.reshape(-1, *source.shape)
-    (found,) = torch.autograd.grad(
-        source, parameter, flat, retain_graph=True, is_grads_batched=True
-    )
+    with slow_operations_allowed():
+        (found,) = torch.autograd.grad(
+            source, parameter, flat, retain_graph=True, is_grads_batched=True
+        )
     return found.view(*lead, *parameter.shape)
+
+
+@contextmanager
+def slow_operations_allowed() -> Iterator[None]:
+    """Without the warning that ``vmap`` takes an operation example by example."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        yield

@@ -44,7 +44,7 @@ def product_kernels(
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         together = network.logits(columns) if whole else None
         for part in parts:
-            pushed = _Pushed(network, inputs[part])
+            pushed = Pushed(network, inputs[part])
             for m in range(len(columns)):
                 seen = network.logits(columns[m : m + 1]) if together is None else together
                 for d in range(logits):
@@ -60,7 +60,7 @@ def product_kernels(
     return kernels
 
 
-class _Pushed:
+class Pushed:
     """v ↦ J v [n, C] for the parameters of some layers."""
 
     def __init__(self, network: Network, inputs: Tensor):

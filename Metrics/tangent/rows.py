@@ -8,6 +8,7 @@ from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from Metrics.tangent.network import Network, Rows
+from Metrics.tangent.pieces import slow_operations_allowed
 
 
 def jacobian_rows(
@@ -32,7 +33,7 @@ def jacobian_rows(
 
     try:
         # Fused attention has no rule; and nothing is asked of the parameters that are not named.
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), slow_operations_allowed():
             rows: Rows = vmap(jacrev(logits), (None, 0), chunk_size=chunk)(parameters, inputs)
     except RuntimeError:
         pieces = [coupled_rows(network, inputs[n : n + 1], names) for n in range(len(inputs))]
