@@ -1,5 +1,6 @@
 """Metrics over the tangent kernel, beside Jacobians by hand and networks that are linear."""
 
+import json
 from typing import Any
 
 import h5py
@@ -274,6 +275,28 @@ def test_the_linear_model_takes_the_runs_own_steps(own: Runs, reference: int) ->
         away = found["logits/weights"] - found["logits/measured"]
         assert np.abs(away[late]).max() < 1e-10
         assert np.isnan(away[~late]).all()
+
+
+def test_replicas_share_a_batch(own: Runs) -> None:
+    """Two devices with 8 examples each take the steps of one with 16."""
+    run = own(f"{LOGISTIC} --lr 0.1 --train-batch-size 16")
+    said = json.loads(run.hyperparameters.read_text())
+    said |= {"train_batch_size": 8, "precision": "bf16", "compile": True}
+    said["task"]["replicas"] = 2
+    run.hyperparameters.write_text(json.dumps(said | {"dtype": "float32"}))
+    cache_run(run, "--metrics linearized")
+    found = cached(run, "linearized")
+    away = np.abs(found["logits/weights"] - found["logits/measured"]).max()
+    assert away < 1e-5 * np.abs(found["logits/measured"]).max()
+
+
+def test_a_run_without_steps(own: Runs) -> None:
+    run = own(f"{FC} --epochs 0")
+    cache_run(run, ALL)
+    with h5py.File(run.cache("modes")) as file:
+        assert file["gate/reference"].attrs["reason"] == "no step follows --reference 0"
+    for name in ("ntk", "spectrum", "alignment", "modes", "linearized", "lazy"):
+        draw(run.cache(name))
 
 
 def test_what_function_space_cannot_know_is_said(own: Runs) -> None:
