@@ -72,8 +72,8 @@ def draw_spectrum(cache: Cache, layers: Sequence[Layer], options: Options) -> Fi
         _eigenvalues("eigenvalues by rank", whole.measured, cache),
         _eigenvalues("by rank, centred", centred.measured, cache),
         Plot("learning rate", rates, logarithmic=True),
-        Plot("effective ranks", _ranks(whole), logarithmic=True),
-        Plot("effective ranks, centred", _ranks(centred), logarithmic=True),
+        Plot("effective ranks", _ranks(whole), logarithmic=True, room=0.5),
+        Plot("effective ranks, centred", _ranks(centred), logarithmic=True, room=0.5),
         Plot(
             "condition number",
             [Line(x.beside["condition number"], n) for x, n in ((whole, "Θ"), (centred, "HΘH"))],

@@ -61,6 +61,7 @@ class Plot:
         logarithmic: whether the vertical axis is, where all values are positive or unknown.
         over_ranks: whether the horizontal axis is a rank, and logarithmic, instead of time.
         limits: of the vertical axis, if they are not those of the values.
+        room: for the key above the curves, relative to their height.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Plot:
     logarithmic: bool = False
     over_ranks: bool = False
     limits: tuple[float, float] | None = None
+    room: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def _value_axis(axes: Axes, values: Array, plot: Plot) -> None:
         axes.set_ylim(*plot.limits)
     elif plot.logarithmic and (known > 0).any():
         positive = known[known > 0]
-        style.log_ticks(axes, positive.min() / _MARGIN, positive.max() * _MARGIN)
+        low, high = positive.min() / _MARGIN, positive.max() * _MARGIN
+        style.log_ticks(axes, low, high * (high / low) ** plot.room)
     else:
         style.linear_ticks(axes, known if known.size else np.zeros(1))
 
