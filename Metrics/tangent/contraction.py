@@ -176,4 +176,3 @@ def _pairs(a: Side, b: Side, rows: slice, columns: slice) -> Tensor:
 def _strips(length: int, size: int) -> Iterator[tuple[int, int]]:
     for low in range(0, length, size):
         yield low, min(low + size, length)
-

@@ -110,9 +110,9 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
     there, back = _FORWARD * plan.numbers * scalar, _BACKWARD * plan.numbers * scalar
     if route == "products":
         layers = len(network.layers) if per_layer else 1
-        seen = sizes.columns * c * sizes.rows * (1 + layers)
+        pairs = float(sizes.columns * c * sizes.rows * (1 + layers))
         calls = sizes.columns * c * plan.calls * (2 + 2 * layers)
-        return _Work(3 * seen * plan.flops, seen * numbers / sizes.rows, seen * back, calls)
+        return _Work(3 * pairs * plan.flops, pairs * numbers / sizes.rows, pairs * back, calls)
     if route == "jacobian":
         size, chunk = rows_at_once(network, plan, memory)
         seen = _seen(sizes.rows, None if sizes.symmetric else sizes.columns, size)
@@ -161,10 +161,10 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     left, right = random(512, 512), random(512, 512)
     large = random(1 << 21)
     layers = nn.Sequential(*(nn.Linear(2, 2) for _ in range(16))).to(device, dtype)
-    few = random(2, 2)
+    few, weights = random(2, 2), list(layers.parameters())
 
     def passes() -> None:
-        record(Network(layers), few).logits.sum().backward()
+        torch.autograd.grad(record(Network(layers), few).logits.sum(), weights)
 
     convolution = _seconds(device, lambda: functional.conv2d(images, kernels, padding=1))
     product = _seconds(device, lambda: left @ right)

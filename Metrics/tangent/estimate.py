@@ -1,5 +1,6 @@
 """Unbiased estimates of the traced kernel, where the exact one is too expensive."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -115,7 +116,7 @@ def _mixtures(method: Method, logits: int, samples: int, seed: int) -> Tensor:
     random = generator(seed, "tangent", method)
     if method == "signs":
         signs = torch.randint(2, (samples, logits), generator=random) * 2 - 1
-        return signs.double() / logits**0.5
+        return signs.double() / math.sqrt(logits)
     if samples > logits:
         raise UserError(
             f"method='subset' draws {samples} of {logits} logits; take fewer samples, or "
@@ -144,7 +145,7 @@ def _projections(
     network: Network, inputs: Tensor, others: Tensor | None, samples: int, seed: int
 ) -> Iterator[Tensor]:
     random = generator(seed, "tangent", "projection")
-    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(True):
         batches = [inputs] if others is None else [inputs, others]
         pushed = [Pushed(network, batch) for batch in batches]
         for _ in range(samples):
@@ -154,4 +155,5 @@ def _projections(
             }
             sides = [side(v, list(v)) for side in pushed]
             left, right = (side.to(accumulating(side.dtype)) for side in (sides[0], sides[-1]))
-            yield left @ right.T / left.shape[1]
+            kernel: Tensor = left @ right.T
+            yield kernel / left.shape[1]

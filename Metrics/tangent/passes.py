@@ -64,9 +64,8 @@ def record(network: Network, inputs: Tensor) -> Pass:
     """
     inputs = inputs.detach()
     recorder = Recorder(network.parameters, inputs)
-    with torch.enable_grad():
-        with recorder:
-            logits = network.logits(inputs)
+    with torch.set_grad_enabled(True), recorder:
+        logits = network.logits(inputs)
     return Pass(logits, recorder.uses, recorder.calls, recorder.numbers)
 
 

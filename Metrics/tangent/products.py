@@ -41,7 +41,7 @@ def product_kernels(
     groups = network.layers if per_layer else {"": list(network.parameters)}
     shape = (len(inputs), len(columns), *(() if traced else (logits, logits)))
     kernels = {name: like.new_zeros(shape) for name in groups}
-    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(True):
         together = network.logits(columns) if whole else None
         for part in parts:
             pushed = Pushed(network, inputs[part])

@@ -59,8 +59,8 @@ class Recorder(TorchFunctionMode):
         self.uses: list[Use] = []
         self.calls = 0
         self.numbers = 0
-        self._sources: Any = WeakIdKeyDictionary()
-        self._data: Any = WeakIdKeyDictionary()
+        table: Any = WeakIdKeyDictionary
+        self._sources, self._data = table(), table()
         for name, parameter in parameters.items():
             self._sources[parameter] = frozenset({name})
         self._data[inputs] = True

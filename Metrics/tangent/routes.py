@@ -11,7 +11,6 @@ Form = Literal["traced", "full"]
 Route = Literal["auto", "structured", "jacobian", "products"]
 
 
-
 def choose(
     network: Network, plan: Plan, route: Route, memory: int
 ) -> Literal["structured", "jacobian", "products"]:

@@ -53,7 +53,7 @@ def coupled_rows(
         examples: whose rows are wanted.
     """
     parameters = {name: network.parameters[name] for name in names}
-    with torch.enable_grad():
+    with torch.set_grad_enabled(True):
         logits = network.logits(batch)[examples]
     rows = {
         name: logits.new_empty((logits.numel(), *p.shape), dtype=p.dtype)

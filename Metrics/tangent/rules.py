@@ -155,8 +155,8 @@ def _padding(
     padding: int | str | Sequence[int], size: Sequence[int], dilations: Sequence[int]
 ) -> list[tuple[int, int]]:
     if isinstance(padding, str):
-        total = [d * (s - 1) if padding == "same" else 0 for d, s in zip(dilations, size)]
-        return [(t // 2, t - t // 2) for t in total]
+        spans = [d * (s - 1) for d, s in zip(dilations, size, strict=True)]
+        return [(t // 2, t - t // 2) if padding == "same" else (0, 0) for t in spans]
     return [(p, p) for p in _each(padding, len(size))]
 
 

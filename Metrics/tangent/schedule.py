@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from Metrics.tangent.plan import Plan, Term
+from Metrics.tangent.plan import Plan
+from Metrics.tangent.terms import Term
 from Utils.errors import UserError
 
 _MOST = 2 << 30

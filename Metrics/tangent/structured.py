@@ -16,9 +16,10 @@ from Metrics.tangent.contraction import Gram, Side
 from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
 from Metrics.tangent.pieces import Product, pull_back
-from Metrics.tangent.plan import Plan, Term
+from Metrics.tangent.plan import Plan
 from Metrics.tangent.rows import jacobian_rows
 from Metrics.tangent.schedule import blocks, make_schedule
+from Metrics.tangent.terms import Term
 
 _CACHED = 1 << 21
 """Bytes of features that are unfolded at a time: they stay in the processor's cache."""
@@ -203,8 +204,11 @@ def _formed(factors: Factors, groups: slice, outs: slice) -> Tensor:
             features = piece.unfold(inputs[few])[:, groups]
             found = piece.rows(features, piece.fold(derivatives[few])[:, :, groups, :, outs])
             if rows is None:
-                rows = found.new_zeros(n, *found.shape[1:])
-            rows[few] += found
+                rows = found.new_empty(n, *found.shape[1:])
+            if piece is factors.pieces[0]:
+                rows[few] = found
+            else:
+                rows[few] += found
     assert rows is not None
     return rows
 

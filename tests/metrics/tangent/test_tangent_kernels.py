@@ -54,7 +54,7 @@ def test_blocks_do_not_change_the_kernel(name: str, route: Route, form: Form) ->
 
 def test_every_form_of_a_term_is_met() -> None:
     """Else the tests above would not test them."""
-    kinds = set()
+    kinds: set[tuple[object, ...]] = set()
     for case in CASES.values():
         inputs = case.inputs(5)
         plan = make_plan(look_at(case.make(), inputs), inputs, None, True)
@@ -74,9 +74,7 @@ def test_uses_that_mix_examples_are_found_out() -> None:
     assert routes["middle"] == "jacobian"
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @pytest.mark.parametrize("name", ["mlp", "residual, in place", "strided, dilated, grouped"])
 def test_number_formats(name: str, dtype: torch.dtype, tolerance: float) -> None:
     """Kernels of bfloat16 networks are float32, and as good as their derivatives."""

@@ -33,7 +33,9 @@ def check(model: nn.Module, inputs: Tensor) -> None:
         pulled = torch.autograd.grad(
             logits, list(network.parameters.values()), u, retain_graph=True, materialize_grads=True
         )
-        squares = {n: float(g.square().sum()) for n, g in zip(network.parameters, pulled, strict=True)}
+        squares = {
+            n: float(g.square().sum()) for n, g in zip(network.parameters, pulled, strict=True)
+        }
         for layer, names in network.layers.items():
             form = torch.einsum("nc,nmcd,md->", u, found.layers[layer], u)
             assert float(form) == pytest.approx(sum(squares[name] for name in names), rel=1e-10)
