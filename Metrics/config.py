@@ -56,7 +56,7 @@ class CacheConfig(RunConfig):
     assert_: bool = Field(
         False,
         description="Exit with 1 if an exponent of an experiment's metrics contradicts its "
-        "prediction.",
+        "prediction, or fewer than 95 % of a group's agree.",
     )
 
     def metric_names(self) -> list[str]:

@@ -138,6 +138,12 @@ def test_importing_a_room_does_not_bring_torch(room: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_working_on_a_run_does_not_bring_torchvision() -> None:
+    """It takes a second to import, of commands that may take three."""
+    code = "import sys, Training.run, Metrics.width.caching; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_help_does_not_bring_torch(stage: str) -> None:
     code = (

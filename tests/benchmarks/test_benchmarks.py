@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ensemble, gpu, observer, stages, training_loop
+from benchmarks import coordinate_check, ensemble, gpu, observer, stages, training_loop
 from benchmarks.common import ratio
+from Utils.rundir import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +33,30 @@ def test_ensemble_table() -> None:
     (row,) = ensemble.measure(2, ["SGD"], epochs=1)
     assert float(row["together / s"]) > 0
     assert list(row)[3:] == ["faster", "faster in processor time"]
+
+
+def test_coordinate_check_table() -> None:
+    pytest.importorskip("mup")
+    (row,) = coordinate_check.measure([64, 96], seeds=1, repetitions=1, commands=False)
+    assert (row["case"], *list(row)[1:4]) == (
+        "in one process",
+        *("ours / s", "mup / s", "ours / mup"),
+    )
+    assert float(row["ours / s of processor"]) > 0 < float(row["mup / s of processor"])
+
+
+def test_coordinate_check_trains_the_networks_of_mup(tmp_path: Path) -> None:
+    """The same shapes, numbers of steps and examples: what the comparison rests on."""
+    mup_coordinates = pytest.importorskip("benchmarks.mup_coordinates")
+    coordinate_check.ours(tmp_path, [64], seeds=1)
+    (run,) = (RunFolder(path) for path in (tmp_path / "e").glob("width=*"))
+    assert run.checkpoint_steps() == run.feature_steps() == [0, 1, 2, 3, 4]
+    weights = torch.load(run.checkpoint(4), weights_only=True)["model_state_dict"]
+    batches = coordinate_check.batches()
+    theirs = mup_coordinates.network(64, batches[0]).state_dict()
+    assert [w.shape for w in weights.values()] == [w.shape for w in theirs.values()]
+    assert [len(targets) for _, targets in batches] == [359] * 4
+    assert (tmp_path / "e" / "cache" / "coordinates.csv").exists()
 
 
 def test_stages_table_compares_the_same_bytes() -> None:
