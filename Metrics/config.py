@@ -41,13 +41,14 @@ class CacheConfig(RunConfig):
     )
     kernel_on: Literal["probe", "train"] = Field(
         "probe",
-        description="Examples of tangent kernels: the run's probe batch, or --examples training "
-        "examples, whose errors theory predicts.",
+        description="Examples of tangent kernels: the run's probe batch, which is of test "
+        "examples, or --examples training examples.",
     )
     reference: int = Field(
         0,
         ge=0,
-        description="Step at which `modes`, `linearized` and `lazy` take the network as linear.",
+        description="Step at which `modes`, `linearized` and `lazy` take the network as linear, "
+        "and with which `alignment` compares.",
     )
     device: DeviceName = Field("auto", description="Where metrics run the network.")
     workers: int = Field(
