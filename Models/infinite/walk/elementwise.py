@@ -75,7 +75,8 @@ def _arithmetic(builder: Builder, node: fx.Node, x: Any, y: Any, **kwargs: Any) 
         return builder.sum(x, y if name == "add" else scaled(builder, y, -1.0))
     symbol, number = (y, x) if numbers[0] else (x, y)
     if number == 0 and (name == "add" or (name == "sub" and numbers[1])):
-        return symbol  # as Python's sum begins
+        same: Symbol = symbol  # as Python's sum begins
+        return same
     if name == "mul" or (name == "div" and numbers[1]):
         factor = float(number) if name == "mul" else 1 / float(number)
         return scaled(builder, symbol, factor)
