@@ -2,12 +2,13 @@
 
     python -m benchmarks.tangent [CASE …]
 
-Seconds of processor time of one thread, the least of five runs after a first one, and how far one
-run raises the peak of the process's memory; ``forecast`` is what ``Metrics.tangent.forecast``
-expects, over what was measured. The last case runs once. Rivals: the two recipes of torch.func's tutorial "Neural Tangent
-Kernels", Jacobian contraction and Jacobian-vector products. Each is compared with our kernel
-before it is timed. Limit: forward pass, C backward passes without gradients of weights, and the
-Gram matrices in their cheaper form, at this machine's rate of matrix products.
+Seconds of processor time of one thread, the least of five runs (the last case runs once), and how
+far one run raises the peak of the process's memory; ``forecast`` is what
+``Metrics.tangent.forecast`` expects, over what was measured. Rivals: the two recipes of
+torch.func's tutorial "Neural Tangent Kernels", Jacobian contraction and Jacobian-vector products;
+each is compared with our kernel before it is timed. Limit: a forward pass, C backward passes
+without gradients of weights, and the Gram matrices in their cheaper form, at this machine's rate
+of matrix products.
 """
 
 import gc
