@@ -12,6 +12,7 @@ from benchmarks import (
     coordinate_check,
     ensemble,
     gpu,
+    infinite,
     observer,
     stages,
     tangent,
@@ -81,6 +82,15 @@ def test_tangent_table_has_a_row_per_way_that_agrees(monkeypatch: pytest.MonkeyP
     rows = tangent.measure(["small"])
     assert [row["way"] for row in rows] == ["ours", *tangent.RIVALS]
     assert all(float(row["processor / s"]) > 0 for row in rows)
+
+
+def test_infinite_table_has_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"fc relu3, n=1000, d=784": (infinite._dense, 4, (784,))}
+    monkeypatch.setattr(infinite, "CASES", small)
+    monkeypatch.setattr(infinite, "_memory", lambda case, name: 0.0)
+    rows = infinite.measure(list(small), repetitions=1)
+    assert [row["format"] for row in rows] == ["float32", "float64"]
+    assert all(float(row["ms per entry"]) > 0 for row in rows)
 
 
 def test_an_unknown_benchmark_is_named() -> None:
