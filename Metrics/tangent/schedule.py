@@ -14,7 +14,7 @@ _MOST = 5 << 29
 """Bytes of temporaries on a CPU, unless told otherwise: ResNet-18 then stays below 4 GB."""
 
 
-_PASSED = 256 << 20
+_PASSED = 192 << 20
 """Bytes in the network's passes at a time on a CPU: more only takes more fresh memory, which
 costs more than the fewer calls save."""
 

@@ -1,5 +1,7 @@
 """What theory says of the tangent kernel of wide networks, held against training by torch alone."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,8 @@ class Scaled(nn.Linear):
             self.weight.normal_(generator=generator)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) / self.in_features**0.5
+        product: Tensor = super().forward(input)
+        return product / math.sqrt(self.in_features)
 
 
 def change(width: int, seed: int) -> float:
@@ -34,7 +37,7 @@ def change(width: int, seed: int) -> float:
         gradients = torch.autograd.grad((network(x) - y).square().mean(), weights)
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
-                weight -= 0.5 * gradient
+                weight.sub_(0.5 * gradient)
     after = tangent_kernel(network, x).total
     return float((after - before).norm() / before.norm())
 
