@@ -38,14 +38,15 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         the caches, also those that were complete already.
 
     Raises:
-        UserError: a stage is missing; no metric has the buffers it needs; a file is damaged,
-            after all others were cached; or a cache was made from the features of another run.
+        UserError: a stage is missing; no metric has the buffers or laws it needs; a file is
+            damaged, after all others were cached; or a cache was made from the features of another run.
     """
     hyperparameters = read_hyperparameters(run)
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    entries, without = _with_and_without_buffers(config, hyperparameters.get("save_buffers", ()))
+    buffers = hyperparameters.get("save_buffers", ())
+    entries, without = _possible(config, buffers, Laws.load(run.symmetries))
     if is_upstreams(hyperparameters):
         refuse_their_files(run.fetch(run.cache(e.name, config.suffix)) for e in entries)
     with run.lock("cache"):
@@ -67,8 +68,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         if len(failed) < len(caches):
             folder = run.shown(caches[0].path.parent)
             log.info("%d new steps of %d cached to %s", new, len(steps), folder)
-        if without:
-            log.info(without)
+        for reason in without:
+            log.info(reason)
         for name, error in failed.items():
             if isinstance(error, NotRecorded):
                 log.info("%s is left out: %s", name, error)
@@ -95,22 +96,31 @@ def _successful(
     return [cache for cache in caches if cache.name not in failed]
 
 
-def _with_and_without_buffers(
-    config: CacheConfig, buffers: Collection[str]
-) -> tuple[list[MetricEntry], str]:
-    """The metrics that can be computed, and what to say of the others, empty if there are none.
+def _possible(
+    config: CacheConfig, buffers: Collection[str], laws: Laws
+) -> tuple[list[MetricEntry], list[str]]:
+    """The metrics that can be computed, and what to say of the others.
 
     Raises:
         UserError: nothing can be computed.
     """
     wanted = [METRICS[name] for name in config.metric_names()]
-    lacking = [entry for entry in wanted if entry.needs and not set(buffers) & set(entry.needs)]
-    needed = ",".join(dict.fromkeys(entry.needs[0] for entry in lacking))
-    names = ", ".join(entry.name for entry in lacking)
-    message = f"not cached without train.py --save-buffers {needed}: {names}" if lacking else ""
-    if len(lacking) == len(wanted):
-        raise UserError(message or "--metrics: none is named")
-    return [entry for entry in wanted if entry not in lacking], message
+    unkept = [entry for entry in wanted if entry.needs and not set(buffers) & set(entry.needs)]
+    lawless = [entry for entry in wanted if entry.needs_laws and laws.note]
+    needed = ",".join(dict.fromkeys(entry.needs[0] for entry in unkept))
+    reasons = {
+        f"not cached without train.py --save-buffers {needed}": unkept,
+        f"not cached, as there are no laws: {laws.note}": lawless,
+    }
+    told = [
+        f"{reason}: {', '.join(entry.name for entry in entries)}"
+        for reason, entries in reasons.items()
+        if entries
+    ]
+    possible = [entry for entry in wanted if entry not in unkept and entry not in lawless]
+    if not possible:
+        raise UserError("; ".join(told) or "--metrics: none is named")
+    return possible, told
 
 
 _Job = tuple[int, Sequence[str]]

@@ -59,6 +59,7 @@ class MetricEntry(Entry):
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
+        needs_laws: whether it is about conservation laws.
         scope: what it reads.
     """
 
@@ -68,6 +69,7 @@ class MetricEntry(Entry):
     kind: Kind = "curves"
     default: bool = True
     needs: tuple[str, ...] = ()
+    needs_laws: bool = False
     scope: Scope = "run"
 
     def attributes(self, sources: Iterable[str]) -> dict[str, str]:
@@ -108,6 +110,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Scale symmetry",
             ylabel=r"$|W_i|^2 + b_i^2$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "rescale",
@@ -117,6 +120,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Rescale symmetry",
             ylabel=r"$|W^{\mathrm{out}}_i|^2 - |W^{\mathrm{in}}_i|^2 - b_i^2$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "translation",
@@ -126,6 +130,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Translation symmetry",
             ylabel=r"$\langle c, \theta \rangle$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "balance",
@@ -135,6 +140,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Balance of matrices",
             ylabel=r"$(W_2^\top W_2 - W_1 W_1^\top)_{ij}$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "budget",
@@ -143,6 +149,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Budget of conserved quantities",
             ylabel="change since step 0",
             kind="budget",
+            needs_laws=True,
         ),
         MetricEntry(
             "rotation",
@@ -154,6 +161,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="angle per step (rad)",
             units="rad",
             kind="rotation",
+            needs_laws=True,
         ),
         MetricEntry(
             "performance",
@@ -226,6 +234,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Certificate of the symmetries",
             ylabel="relative deviation",
             kind="certificate",
+            needs_laws=True,
             default=False,
         ),
         MetricEntry(

@@ -46,6 +46,9 @@ _RECORD = (
     "turned",
 )
 
+_WITHOUT_LAWS = ("step", "time")
+"""What is recorded where there is no law."""
+
 
 class ConservationObserver:
     """Predictions of a model's charges, and the account of what has changed them.
@@ -126,16 +129,20 @@ class ConservationObserver:
         """Everything needed to continue exactly, and the record since the last checkpoint.
 
         Returns:
-            plain tensors: the fields of :class:`LawState`, those about momentum only where
-            there is some; the gates ``open`` [K] bool; ``time``; and ``record`` with ``step`` [T],
-            ``time`` [T] and per-family curves [T, F].
+            plain tensors: ``time``; ``record`` with ``step`` [T] and ``time`` [T]; and where there
+            are laws the fields of :class:`LawState`, those about momentum only where there is
+            some, the gates ``open`` [K] bool, and in the record per-family curves [T, F].
         """
+        names = _RECORD if len(self.laws) else _WITHOUT_LAWS
+        record = {name: torch.from_numpy(np.array(self._record[name])) for name in names}
+        whole = {"time": self.time, "last": self._recorded, "record": record}
+        if not len(self.laws):
+            return whole
         arrays = {name: getattr(self._state, name) for name in _STATE}
         arrays = {n: a for n, a in arrays.items() if n not in _WITH_MOMENTUM or a.any()}
         arrays["open"] = self.open
-        record = {name: torch.from_numpy(np.array(values)) for name, values in self._record.items()}
         state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        return {**state, "time": self.time, "last": self._recorded, "record": record}
+        return state | whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint, with an empty record."""
