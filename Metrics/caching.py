@@ -39,7 +39,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
 
     Raises:
         UserError: a stage is missing; no metric has the buffers or laws it needs; a file is
-            damaged, after all others were cached; or a cache was made from the features of another run.
+            damaged, after all others were cached; or a cache was made from the features of
+            another run.
     """
     hyperparameters = read_hyperparameters(run)
     steps = run.feature_steps()

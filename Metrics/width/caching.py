@@ -23,6 +23,7 @@ from Metrics.width.theory import Fans, theory_of
 from Utils.errors import Unreachable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import ExperimentFolder, RunFolder
+from Utils.runs import open_experiment
 from Utils.storage import open_hdf5
 from Utils.workers import Failure, shared_out
 
@@ -67,6 +68,19 @@ def _ended(group: Group) -> Iterator[str]:
     if ended:
         where = ", ".join(f"{n} of {by_rate[lr]} at lr {lr:g}" for lr, n in sorted(ended.items()))
         yield f"{ended.total()} of {len(group.members)} runs diverged: {where}"
+
+
+def cache_and_tell(config: CacheConfig) -> int:
+    """Bring the caches of the experiment that is named up to date, and print their tables.
+
+    Returns:
+        the exit code: 1 if an exponent contradicts theory, and --assert minds.
+    """
+    with open_experiment(config) as (experiment, runs):
+        found = cache_experiment(config, experiment, runs)
+        for findings in found:
+            print(findings.text())
+    return int(config.assert_ and contradictions(found))
 
 
 def cache_experiment(

@@ -8,14 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from Data import load_dataset
 from Models import build_model
 from scripts.sweeps.attempts import newest
 from scripts.sweeps.manifest import Run
+from scripts.sweeps.stages import Experiment
 from scripts.sweeps.status import counts, standing
-from scripts.sweeps.worker import Experiment
 from Training.backends import start
 from Training.checkpoints import Checkpoint, save_checkpoint
 from Training.config import TrainConfig
