@@ -105,8 +105,11 @@ class ConservationObserver:
             rows = to_host([row for _, row in self._pending]).numpy()
             self._updates.advance(self._state, steps, rows.astype(np.float64))
         self._pending.clear()
-        charges = self.laws.measure_with_sizes(self._weight)
-        self._enter(step, steps, self._state.compare(self.laws, *charges))
+        compared: Mapping[str, Any] = {}
+        if len(self.laws):
+            charges = self.laws.measure_with_sizes(self._weight)
+            compared = self._state.compare(self.laws, *charges)
+        self._enter(step, steps, compared)
 
     def _enter(
         self, step: int, steps: Sequence[list[Coefficients]], values: Mapping[str, Any]

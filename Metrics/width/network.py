@@ -18,7 +18,7 @@ from Metrics.features import StepFeatures, step_features
 from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
 from Metrics.width.members import Member
-from Models.symmetry import Laws
+from Models.symmetry import no_laws
 from Utils.errors import UserError
 from Utils.storage import open_hdf5
 
@@ -28,6 +28,8 @@ Weights = tuple[Tensor, Tensor | None]
 """Copies of a layer's weight and bias; ``None`` for no bias."""
 
 AGAIN = "run extract.py again"
+
+_UNREAD = no_laws("no metric of experiments is about laws")
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,6 @@ class Network:
     def __init__(self, member: Member, config: CacheConfig):
         self._run = member.run
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
-        self._laws = Laws.load(member.run.symmetries)
 
     @contextmanager
     def at(self, step: int) -> Iterator[Checkpoint]:
@@ -149,7 +150,7 @@ class Network:
     @contextmanager
     def _features(self, step: int) -> Iterator[StepFeatures]:
         path = self._run.fetch(self._run.features(step))
-        with step_features(path, self._laws) as features:
+        with step_features(path, _UNREAD) as features:
             yield features
 
     @cached_property
