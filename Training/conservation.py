@@ -47,7 +47,7 @@ _RECORD = (
 )
 
 _WITHOUT_LAWS = ("step", "time")
-"""What is recorded where there is no law."""
+"""What is recorded where no law was looked for, or none could be found."""
 
 
 class ConservationObserver:
@@ -106,7 +106,7 @@ class ConservationObserver:
             self._updates.advance(self._state, steps, rows.astype(np.float64))
         self._pending.clear()
         compared: Mapping[str, Any] = {}
-        if len(self.laws):
+        if not self.laws.note:
             charges = self.laws.measure_with_sizes(self._weight)
             compared = self._state.compare(self.laws, *charges)
         self._enter(step, steps, compared)
@@ -132,14 +132,14 @@ class ConservationObserver:
         """Everything needed to continue exactly, and the record since the last checkpoint.
 
         Returns:
-            plain tensors: ``time``; ``record`` with ``step`` [T] and ``time`` [T]; and where there
-            are laws the fields of :class:`LawState`, those about momentum only where there is
+            plain tensors: ``time``; ``record`` with ``step`` [T] and ``time`` [T]; and if laws were
+            looked for the fields of :class:`LawState`, those about momentum only where there is
             some, the gates ``open`` [K] bool, and in the record per-family curves [T, F].
         """
-        names = _RECORD if len(self.laws) else _WITHOUT_LAWS
+        names = _WITHOUT_LAWS if self.laws.note else _RECORD
         record = {name: torch.from_numpy(np.array(self._record[name])) for name in names}
         whole = {"time": self.time, "last": self._recorded, "record": record}
-        if not len(self.laws):
+        if self.laws.note:
             return whole
         arrays = {name: getattr(self._state, name) for name in _STATE}
         arrays = {n: a for n, a in arrays.items() if n not in _WITH_MOMENTUM or a.any()}
