@@ -26,7 +26,7 @@ def _run(config: CacheConfig) -> int:
 
 
 def _experiment(config: CacheConfig) -> int:
-    from Metrics.width.caching import cache_and_tell  # brings torch, too
+    from Metrics.width.command import cache_and_tell  # brings torch, too
 
     return cache_and_tell(config)
 

@@ -16,6 +16,7 @@ from Data import DATASETS
 from Metrics import METRICS, CacheConfig
 from Metrics.figures import PlotConfig
 from Models import MODELS, NONLINEARITIES
+from Models.infinite.duals.registry import DUALS
 from Models.parametrization import PARAMETRIZATIONS
 from Training import BUFFERS, LOSSES, OPTIMIZERS, TrainConfig
 from Training.config import ExtractConfig
@@ -44,6 +45,7 @@ REGISTRIES: list[tuple[str, Registry[Any]]] = [
     *(("Models", registry) for registry in MODELS.values()),
     ("Models", NONLINEARITIES),
     ("Models", PARAMETRIZATIONS),
+    ("Models", DUALS),
     ("Data", DATASETS),
     ("Training", OPTIMIZERS),
     ("Training", LOSSES),
@@ -195,6 +197,12 @@ def test_every_dataset_has_its_section_or_row() -> None:
     page = ROOT / "docs" / "data.md"
     rows = re.findall(r"^\| *`([^`]+)` *\|", page.read_text(), re.MULTILINE)
     assert set(DATASETS.names) <= {*headings(page), *rows}
+
+
+def test_every_dual_activation_has_its_row() -> None:
+    page = (ROOT / "docs" / "infinite_width.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    assert set(DUALS.names) <= {name.strip("` ") for row in rows for name in row.split(",")}
 
 
 def test_every_parametrization_has_its_row() -> None:

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS, MetricEntry
-from Metrics.width.exponents import Exponent, exponents_of, table_text, write_csv
+from Metrics.width.exponents import (
+    MOST,
+    Exponent,
+    exponents_of,
+    table_text,
+    unconfirmed,
+    write_csv,
+)
 from Metrics.width.members import Group, Member, grouped, read_members
 from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, Quantity, Values, WidthMetric
 from Metrics.width.network import AGAIN, Network
@@ -23,7 +30,6 @@ from Metrics.width.theory import Fans, theory_of
 from Utils.errors import Unreachable, UserError, left_out
 from Utils.logging import progress, stage_logger
 from Utils.rundir import ExperimentFolder, RunFolder
-from Utils.runs import open_experiment
 from Utils.storage import open_hdf5
 from Utils.workers import Failure, shared_out
 
@@ -68,19 +74,6 @@ def _ended(group: Group) -> Iterator[str]:
     if ended:
         where = ", ".join(f"{n} of {by_rate[lr]} at lr {lr:g}" for lr, n in sorted(ended.items()))
         yield f"{ended.total()} of {len(group.members)} runs diverged: {where}"
-
-
-def cache_and_tell(config: CacheConfig) -> int:
-    """Bring the caches of the experiment that is named up to date, and print their tables.
-
-    Returns:
-        the exit code: 1 if an exponent contradicts theory, and --assert minds.
-    """
-    with open_experiment(config) as (experiment, runs):
-        found = cache_experiment(config, experiment, runs)
-        for findings in found:
-            print(findings.text())
-    return int(config.assert_ and contradictions(found))
 
 
 def cache_experiment(
@@ -129,8 +122,8 @@ def cache_experiment(
     return found
 
 
-def contradictions(found: Sequence[Findings]) -> bool:
-    """Whether a measured exponent contradicts theory; tells which.
+def disagreement(found: Sequence[Findings]) -> bool:
+    """Whether an exponent contradicts theory, or too few of a group agree; tells which.
 
     Raises:
         UserError: none could be compared.
@@ -146,7 +139,10 @@ def contradictions(found: Sequence[Findings]) -> bool:
     for e in wrong:
         where = " ".join(filter(None, (e.quantity.name, e.quantity.layer)))
         log.info("contradiction: %s, step %d of %s: %s", where, e.step, e.group, e.cell())
-    return bool(wrong)
+    few = unconfirmed(exponents)
+    for text in few:
+        log.info("%s; at least %.0f %% have to", text, 100 * MOST)
+    return bool(wrong or few)
 
 
 _Job = tuple[Member, Mapping[int, tuple[str, ...]]]

@@ -158,6 +158,15 @@ class Parametrized:
         gain = 1.0 if place.role == "readout" else gain_of(self.config)
         return size * sqrt((n if place.fan_in_grows else 1.0) / place.fan_in) * gain
 
+    def initial_std(self, name: str) -> float:
+        """Standard deviation of a layer's weight or bias at the start, where scales are absolute.
+
+        Args:
+            name: of the parameter.
+        """
+        place = next(place for place in self.places if place.name == name)
+        return self._std(place, self.abc(self._family_of_init))
+
     def _initial(self, place: Place, abc: ABC) -> str:
         if self._anchored or place.kind == "other":
             return f"own × {self._factor(place, abc):.4g}"

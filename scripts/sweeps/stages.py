@@ -151,7 +151,7 @@ RUN_STAGE: Mapping[str, Callable[[Any], None]] = {
 
 
 def _cache_experiment(config: Any) -> int:
-    from Metrics.width.caching import cache_and_tell
+    from Metrics.width.command import cache_and_tell
 
     return cache_and_tell(config)
 

@@ -2,12 +2,22 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import coordinate_check, ensemble, gpu, observer, stages, training_loop
+from benchmarks import (
+    coordinate_check,
+    ensemble,
+    gpu,
+    infinite,
+    observer,
+    stages,
+    tangent,
+    training_loop,
+)
 from benchmarks.common import ratio
 from Utils.rundir import RunFolder
 
@@ -65,6 +75,23 @@ def test_stages_table_compares_the_same_bytes() -> None:
     assert [row["rival"] for row in rows] == ["copy", "copy", "read"]
     sizes = [float(row["MB per step"]) for row in rows]
     assert max(sizes) / min(sizes) < 1.1
+
+
+def test_tangent_table_has_a_row_per_way_that_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(tangent.CASES["cnn, 12, full"], shape=(3, 8, 8), examples=2, repetitions=1)
+    monkeypatch.setattr(tangent, "CASES", {"small": case})
+    rows = tangent.measure(["small"])
+    assert [row["way"] for row in rows] == ["ours", *tangent.RIVALS]
+    assert all(float(row["processor / s"]) > 0 for row in rows)
+
+
+def test_infinite_table_has_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"fc relu3, n=1000, d=784": (infinite._dense, 4, (784,))}
+    monkeypatch.setattr(infinite, "CASES", small)
+    monkeypatch.setattr(infinite, "_memory", lambda case, name: 0.0)
+    rows = infinite.measure(list(small), repetitions=1)
+    assert [row["format"] for row in rows] == ["float32", "float64"]
+    assert all(float(row["ms per entry"]) > 0 for row in rows)
 
 
 def test_an_unknown_benchmark_is_named() -> None:
