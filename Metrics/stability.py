@@ -27,6 +27,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+from Training.function_space.stable_rate import stable_edge
+
 Buffers = Callable[[str], Tensor | None]
 """Gives an optimizer's buffer of one parameter by its name; ``None`` if there is none yet."""
 
@@ -60,11 +62,8 @@ def stability(optimizer: Optimizer, lr: float) -> Stability | None:
 
 
 def _sgd(group: dict[str, Any], lr: float) -> Stability:
-    beta, gain = group["momentum"], 1 - group["dampening"]
-    if not beta:  # torch then ignores the dampening
-        gain = 1.0
-    reach = 1 + 2 * beta if group["nesterov"] else gain
-    return Stability(_over(2 * (1 + beta), lr * reach) - group["weight_decay"])
+    edge = stable_edge(group["momentum"], group["dampening"], group["nesterov"])
+    return Stability(_over(edge, lr) - group["weight_decay"])
 
 
 def _adam(group: dict[str, Any], lr: float) -> Stability:

@@ -26,7 +26,7 @@ from torch import Tensor
 Floats = NDArray[np.float64]
 
 Values = TypeVar("Values", Floats, Tensor)
-"""The laws' on the host, or single weights' on the device, in float64."""
+"""The laws' on the host, or tensors of any shape, in float64."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ def quadratic_step(
     return q - 2 * eta * along + eta * eta * uu, r - eta * uv
 
 
-def linear_step(s: Floats, p: Floats, c: Coefficients, leak: Floats) -> tuple[Floats, Floats]:
+def linear_step(
+    s: Values, p: Values, c: Coefficients, leak: Values | float
+) -> tuple[Values, Values]:
     """The exact law of ``s = ⟨c, θ⟩`` and ``p = ⟨c, v⟩`` over one step.
 
     Args:

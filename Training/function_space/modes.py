@@ -1,0 +1,69 @@
+"""The eigendecomposition of a kernel, in which training with squared error decouples."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from Training.function_space.kernels import as_matrix, as_vectors
+from Utils.errors import UserError
+
+_NOISE = 1e-3
+"""How much of the largest eigenvalue a negative one may be, in kernels of the worst precision."""
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Θ = U diag(λ) Uᵀ.
+
+    Attributes:
+        values: λ [n], ascending, zero where they are rounding: up to √n ε λ_max, ε of the number
+            format in which the kernel was given, or up to the size of the most negative one.
+        vectors: U [n, n], a mode in each column.
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, kernel: Tensor) -> Self:
+        """The modes of a kernel [N, N] or [N, N, C, C] of the training examples.
+
+        Raises:
+            UserError: it is not finite, not symmetric, or clearly not positive.
+        """
+        precision = torch.finfo(kernel.dtype).eps
+        matrix = as_matrix(kernel)
+        if not matrix.isfinite().all():
+            raise UserError("the kernel is not finite; look at the weights it belongs to")
+        size = float(matrix.abs().max())
+        skew = float((matrix - matrix.T).abs().max())
+        if skew > 1e3 * precision * size:
+            raise UserError(
+                f"the kernel is not symmetric (by {skew:.1e} of {size:.1e}); give that of the "
+                "training examples with themselves"
+            )
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        largest, smallest = float(values[-1]), float(values[0])
+        floor = max(len(matrix) ** 0.5 * precision * largest, -smallest)
+        if floor > _NOISE * largest:
+            raise UserError(
+                f"the kernel's eigenvalues begin at {smallest:.2e} and end at {largest:.2e}; "
+                "none may be negative: compute it in float64"
+            )
+        return cls(torch.where(values > floor, values, 0.0), vectors)
+
+    def amplitudes(self, outputs: Tensor) -> Tensor:
+        """Uᵀf: [..., n, k] of outputs [..., N, C]."""
+        return self.vectors.T @ as_vectors(outputs.double(), len(self.values))
+
+    def outputs(self, amplitudes: Tensor, classes: int) -> Tensor:
+        """U a: [..., N, C] of amplitudes [..., n, k]."""
+        vectors = self.vectors @ amplitudes
+        return vectors.reshape(*vectors.shape[:-2], -1, classes)
+
+    def inverse(self, added: float = 0.0) -> Tensor:
+        """[n] 1/(λ + added), and 0 instead of 1/0: the pseudo-inverse."""
+        shifted = self.values + added
+        return torch.where(shifted > 0, 1 / shifted, 0.0)

@@ -1,0 +1,207 @@
+"""Gradient flow of linearised networks, against matrix exponentials and another solver."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from scipy.linalg import expm
+from torch import Tensor
+from torch.autograd.functional import hessian
+from torch.nn import functional
+
+from tests.training.linear_models import (
+    OTHERS,
+    OUTPUTS,
+    TRAIN,
+    D,
+    LinearModel,
+    full_model,
+    labels,
+    targets,
+    traced_model,
+)
+from Training.discrete_laws import Coefficients, Floats
+from Training.function_space import (
+    Modes,
+    SquaredError,
+    Stretch,
+    gradient_flow,
+    regularized,
+    train_on_batches,
+)
+from Training.function_space.losses import Loss, loss_hessian
+from Training.losses import cross_entropy, mean_squared_error
+from Utils.errors import UserError
+
+MODELS = {
+    "full": full_model(),
+    "full, singular": full_model(parameters=7),
+    "traced": traced_model(),
+    "traced, singular": traced_model(parameters=4),
+}
+TIMES = [0.0, 0.01, 0.3, 2.0, 40.0]
+
+
+def exponential(model: LinearModel, decay: float) -> Tensor:
+    """f_t by the matrix exponential of θ̇ = −2/M Jᵀ(f − y) − μθ, an affine equation in θ."""
+    j, parameters = model.jacobian[:TRAIN].flatten(0, 1), len(model.start)
+    slope = 2 / len(j)
+    system = torch.zeros(parameters + 1, parameters + 1, dtype=D)
+    system[:-1, :-1] = -slope * j.T @ j - decay * torch.eye(parameters, dtype=D)
+    system[:-1, -1] = slope * j.T @ (targets() - model.offset[:TRAIN]).flatten()
+    state = torch.cat([model.start, torch.ones(1, dtype=D)])
+    weights = [(torch.from_numpy(expm((t * system).numpy())) @ state)[:-1] for t in TIMES]
+    return torch.stack([model.offset + model.jacobian @ w for w in weights])
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-9, 0.05])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_squared_error_is_the_matrix_exponential(model: LinearModel, decay: float) -> None:
+    expected, z = exponential(model, decay), model.radial
+    start = model.outputs[:TRAIN]
+    path = SquaredError(model.train, start, targets(), radial=z[:TRAIN]).flow(TIMES, decay)
+    others = path.at(model.cross, model.outputs[TRAIN:], z[TRAIN:])
+    torch.testing.assert_close(path.train, expected[:, :TRAIN], rtol=0, atol=1e-11)
+    torch.testing.assert_close(others, expected[:, TRAIN:], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+@pytest.mark.parametrize("name", ["full, singular", "traced"])
+def test_the_solver_finds_the_closed_form(name: str, decay: float) -> None:
+    model = MODELS[name]
+    start, z = model.outputs[:TRAIN], model.radial
+    path = gradient_flow(
+        model.train, start, targets(), mean_squared_error, TIMES, decay, z[:TRAIN], 1e-10
+    )
+    closed = SquaredError(model.train, start, targets(), radial=z[:TRAIN]).flow(TIMES, decay)
+    others = [p.at(model.cross, model.outputs[TRAIN:], z[TRAIN:]) for p in (path, closed)]
+    torch.testing.assert_close(path.train, closed.train, rtol=0, atol=1e-7)
+    torch.testing.assert_close(*others, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+@pytest.mark.parametrize("name", ["full, singular", "traced"])
+def test_cross_entropy_against_a_solver_of_the_weights(name: str, decay: float) -> None:
+    model, y = MODELS[name], functional.one_hot(labels(), OUTPUTS).numpy()
+    j, offset = model.jacobian.numpy(), model.offset.numpy()
+
+    def rate(_: float, weights: Floats) -> Floats:
+        logits = offset[:TRAIN] + j[:TRAIN] @ weights
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        slope = (odds / odds.sum(1, keepdims=True) - y) / TRAIN
+        pull: Floats = np.einsum("ncp,nc->p", j[:TRAIN], slope)
+        return -pull - decay * weights
+
+    solution = solve_ivp(
+        rate, (0, TIMES[-1]), model.start.numpy(), "DOP853", TIMES, rtol=1e-11, atol=1e-12
+    )
+    expected = torch.from_numpy(offset + np.moveaxis(j @ solution.y, -1, 0))
+    z = model.radial
+    path = gradient_flow(
+        model.train, model.outputs[:TRAIN], labels(), cross_entropy, TIMES, decay, z[:TRAIN]
+    )
+    others = path.at(model.cross, model.outputs[TRAIN:], z[TRAIN:])
+    torch.testing.assert_close(path.train, expected[:, :TRAIN], rtol=0, atol=1e-6)
+    torch.testing.assert_close(others, expected[:, TRAIN:], rtol=0, atol=1e-6)
+
+
+def test_cross_entropy_is_the_limit_of_small_steps() -> None:
+    model, time = traced_model(), 2.0
+
+    def after(steps: int) -> Tensor:
+        rules, everything = [Coefficients(time / steps, 0.0)] * steps, [torch.arange(TRAIN)] * steps
+        return train_on_batches(
+            model.train,
+            model.outputs[:TRAIN],
+            labels(),
+            cross_entropy,
+            rules,
+            everything,
+            [steps],
+        ).train
+
+    coarse, fine = after(100), after(200)
+    flow = gradient_flow(model.train, model.outputs[:TRAIN], labels(), cross_entropy, [time]).train
+    assert (fine - coarse).abs().max() > 1e-3
+    torch.testing.assert_close(2 * fine - coarse, flow, rtol=0, atol=2e-4)  # error ∝ η²
+
+
+def test_stiff_kernels_are_followed_for_long() -> None:
+    values = torch.logspace(-6, 3, TRAIN, dtype=D)
+    vectors = torch.linalg.qr(targets(3) @ targets(4).T + torch.eye(TRAIN, dtype=D))[0]
+    kernel = (vectors * values) @ vectors.T
+    start, times = targets(5), [1e-3, 1.0, 1e3]
+    path = gradient_flow(kernel, start, targets(), mean_squared_error, times)
+    closed = SquaredError(kernel, start, targets()).flow(times)
+    torch.testing.assert_close(path.train, closed.train, rtol=0, atol=1e-6)
+
+
+def test_time_zero_alone() -> None:
+    model = traced_model()
+    start = model.outputs[:TRAIN]
+    path = gradient_flow(model.train, start, labels(), cross_entropy, [0.0])
+    assert torch.equal(path.train[0], start)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, mean_squared_error])
+def test_hessians_of_losses(loss: Loss) -> None:
+    f, y = targets(), labels()
+    whole = hessian(lambda x: loss(x, y), f)  # type: ignore[no-untyped-call]
+    blocks = torch.stack([whole[n, :, n] for n in range(TRAIN)])
+    torch.testing.assert_close(loss_hessian(loss, f, y), blocks)
+
+
+def test_small_steps_are_gradient_flow() -> None:
+    model, time = full_model(), 3.0
+    solution = SquaredError(model.train, model.outputs[:TRAIN], targets())
+    flow = solution.flow([time])
+    for rule, steps in (
+        (Coefficients(time / 1e9, 0.0), 10**9),
+        (Coefficients(time / 1e10, 0.0, 0.9), 10**9),
+    ):
+        path = solution.descent([Stretch(rule)], [steps])
+        torch.testing.assert_close(path.train, flow.train, rtol=0, atol=1e-6)
+
+
+def test_no_kernel_at_all_moves_nothing() -> None:
+    kernel, start = torch.zeros(TRAIN, TRAIN, dtype=D), targets()
+    solution = SquaredError(kernel, start, targets(2))
+    times = [0.0, 1.0, 1e6, math.inf]
+    for path in (
+        solution.flow(times),
+        solution.descent([Stretch(Coefficients(0.1, 0.0, 0.9))], times),
+    ):
+        assert torch.equal(path.train, start.expand_as(path.train))
+        assert path.dual.isfinite().all()
+        assert path.at(torch.zeros(OTHERS, TRAIN), start[:OTHERS]).isfinite().all()
+
+
+def test_regularized_kernels() -> None:
+    model = traced_model()
+    mean, one = model.train.diagonal().mean(), torch.eye(TRAIN, dtype=D)
+    torch.testing.assert_close(regularized(model.train, 0.1), model.train + 0.1 * mean * one)
+    torch.testing.assert_close(regularized(model.train, 0.1, False), model.train + 0.1 * one)
+    with pytest.raises(UserError, match="at least 0"):
+        regularized(model.train, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (torch.diag(torch.tensor([1.0, -0.1])), "none may be negative"),
+        (torch.tensor([[1.0, 0.5], [0.4, 1.0]]), "not symmetric"),
+        (torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), "not finite"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(kernel: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Modes.of(kernel)
+
+
+def test_eigenvalues_that_are_rounding_are_zero() -> None:
+    features = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, D):
+        x = features.to(dtype)
+        assert (Modes.of(x @ x.T).values > 0).sum() == 5
