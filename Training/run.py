@@ -18,6 +18,8 @@ from Training.backends.backend import Backend
 from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
+from Training.infinite import begin as infinite
+from Training.infinite.network import numbered
 from Training.loop import Trainer
 from Training.parametrized import resolve
 from Training.recorder import FolderRecorder, Recorder, Silence
@@ -36,6 +38,8 @@ _NOT_DETERMINISTIC = " does not have a deterministic implementation"
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
     entry = config.data_entry
+    if config.is_infinite:
+        return infinite.laws_of_infinity().table()
     return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
@@ -123,21 +127,28 @@ def prepare(
         UserError: everything that the user can mend. An old run is left as it was.
     """
     dataset = like.dataset if like else backend.in_turn(lambda: _dataset(config))
-    model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
-    _check_smallest_batch(config, model, dataset, backend.replicas)
     keeper, known = Keeper(config, held), like.laws if like else None
-    backend.on_first(lambda: keeper.open(folder))
-    scales = backend.on_first(lambda: keeper.scales(dataset))
+    model: nn.Module
+    if config.is_infinite:
+        infinite.check(config, dataset, backend.replicas)
+        backend.on_first(lambda: keeper.open(folder))
+        model, known, scales = keeper.network(dataset), infinite.laws_of_infinity(), None
+    else:
+        model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
+        _check_smallest_batch(config, model, dataset, backend.replicas)
+        backend.on_first(lambda: keeper.open(folder))
+        scales = backend.on_first(lambda: keeper.scales(dataset))
     checkpoint, laws = backend.on_first(lambda: keeper.newest(model, known))
     if checkpoint is not None:
         load_weights(model, checkpoint)  # first, as all else is made for this very model
-    state = TrainingState.initial(config, model, dataset, laws, backend, scales)
+    seen = numbered(dataset) if config.is_infinite else dataset
+    state = TrainingState.initial(config, model, seen, laws, backend, scales)
     held.enter_context(closing(state.batches))
     backend.on_first(lambda: keeper.describe(dataset, state, scales))
     if checkpoint is not None:
         state.load_state_dict(checkpoint)
     keeper.say_where(state, checkpoint is None)
-    return Beginning(dataset, laws, state, keeper, checkpoint is None)
+    return Beginning(seen, laws, state, keeper, checkpoint is None)
 
 
 def _dataset(config: TrainConfig) -> Dataset:
@@ -186,6 +197,10 @@ class Keeper:
             self.log.info("parametrization %s:\n%s", name, scales.table())
         return scales
 
+    def network(self, dataset: Dataset) -> nn.Module:
+        """The network of infinite width; its kernels are computed when a run begins."""
+        return infinite.network_of(self._config, dataset, self._folder, self.log)
+
     def newest(self, model: nn.Module, known: Laws | None = None) -> tuple[Checkpoint | None, Laws]:
         """Where to continue, and the laws, which are looked for at a run's beginning.
 
@@ -198,7 +213,7 @@ class Keeper:
         if checkpoint is None or not run.symmetries.exists():
             if checkpoint is not None:
                 load_weights(model, checkpoint)
-            (known or _laws(self._config, model)).save(run.symmetries)
+            (_laws(self._config, model) if known is None else known).save(run.symmetries)
             run.publish(run.symmetries)
         return checkpoint, Laws.load(run.symmetries)
 

@@ -56,7 +56,7 @@ class Parametrized:
     @cached_property
     def shapes(self) -> nn.Module:
         """The model without numbers."""
-        return self._skeleton(self.config.width)
+        return self._skeleton(self.config.finite_width)
 
     def _skeleton(self, width: int | None) -> nn.Module:
         return skeleton(self.config, self.input_shape, self.num_classes, width)
@@ -67,9 +67,10 @@ class Parametrized:
         names = {name: tuple(p.shape) for name, p in self.shapes.named_parameters()}
         if self.config.base_shapes:
             return grown_dimensions(self.config.base_shapes, names)
-        assert self.config.width is not None
-        growth = self.config.width / (self.config.base_width or 1)
-        wide = self._skeleton(2 * self.config.width)
+        width = self.config.finite_width
+        assert width is not None
+        growth = width / (self.config.base_width or 1)
+        wide = self._skeleton(2 * width)
         return grown(self.shapes, wide), dict.fromkeys(names, growth)
 
     @property
@@ -158,6 +159,15 @@ class Parametrized:
         gain = 1.0 if place.role == "readout" else gain_of(self.config)
         return size * sqrt((n if place.fan_in_grows else 1.0) / place.fan_in) * gain
 
+    def initial_std(self, name: str) -> float:
+        """Standard deviation of a layer's weight or bias at the start, where scales are absolute.
+
+        Args:
+            name: of the parameter.
+        """
+        place = next(place for place in self.places if place.name == name)
+        return self._std(place, self.abc(self._family_of_init))
+
     def _initial(self, place: Place, abc: ABC) -> str:
         if self._anchored or place.kind == "other":
             return f"own × {self._factor(place, abc):.4g}"
@@ -171,7 +181,7 @@ class Parametrized:
         """
         config, abc = self.config, self.abc(self._family_of_init)
         at_base = self._anchored and set(self.growth.values()) == {1.0}
-        width = [] if at_base else [config.width or 0]
+        width = [] if at_base else [config.finite_width or 0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "init", *width))
             model = construct(config, self.input_shape, self.num_classes)
@@ -198,7 +208,9 @@ class Parametrized:
         if std == 0:
             parameter.zero_()
             return
-        stream = generator(self.config.seed, "weights", self.config.width or 0, place.name)
+        stream = generator(
+            self.config.seed, "weights", self.config.finite_width or 0, place.name
+        )
         drawn = torch.randn(place.shape, generator=stream, dtype=torch.float32).to(parameter)
         parameter.copy_(drawn.mul_(std))
         if abc.mean and place.kind == "weight" and place.fan_in_grows:

@@ -83,6 +83,7 @@ class ExportedGraph:
     Attributes:
         nodes: in the order of execution.
         position: of each node among them.
+        inputs: names of the nodes through which examples enter.
         outputs: names of the nodes that the model returns.
         weights: the model's parameters by name.
         parameters: by the name of the node through which they enter.
@@ -103,6 +104,7 @@ class ExportedGraph:
         signature = program.graph_signature
         self.nodes = list(program.graph.nodes)
         self.position = {node: k for k, node in enumerate(self.nodes)}
+        self.inputs = set(signature.user_inputs)
         self.outputs = set(signature.user_outputs)
         _refuse_shapes_from_data(self.nodes)
         names = signature.inputs_to_parameters
