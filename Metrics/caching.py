@@ -17,6 +17,7 @@ from Metrics.model_at import ModelAt
 from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
 from Metrics.unobserved import Unobserved
+from Models.config import INFINITE
 from Models.symmetry import Laws
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.errors import Unreachable, Unreadable, UserError, left_out
@@ -45,7 +46,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    entries, without = _with_and_without_buffers(config, hyperparameters.get("save_buffers", ()))
+    wanted, weightless = _with_and_without_weights(config, hyperparameters.get("width"))
+    entries, without = _with_and_without_buffers(wanted, hyperparameters.get("save_buffers", ()))
     if is_upstreams(hyperparameters):
         refuse_their_files(run.fetch(run.cache(e.name, config.suffix)) for e in entries)
     with run.lock("cache"):
@@ -67,8 +69,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         if len(failed) < len(caches):
             folder = run.shown(caches[0].path.parent)
             log.info("%d new steps of %d cached to %s", new, len(steps), folder)
-        if without:
-            log.info(without)
+        for message in filter(None, (weightless, without)):
+            log.info(message)
         for name, error in failed.items():
             if isinstance(error, NotRecorded):
                 log.info("%s is left out: %s", name, error)
@@ -95,15 +97,31 @@ def _successful(
     return [cache for cache in caches if cache.name not in failed]
 
 
+def _with_and_without_weights(config: CacheConfig, width: object) -> tuple[list[MetricEntry], str]:
+    """The metrics that a network of this width has, and what to say of the others.
+
+    Raises:
+        UserError: there are none.
+    """
+    wanted = [METRICS[name] for name in config.metric_names()]
+    if width != INFINITE:
+        return wanted, ""
+    having = [entry for entry in wanted if not entry.weights]
+    lacking = ", ".join(entry.name for entry in wanted if entry.weights)
+    message = f"--width inf has no weights, which these metrics are about: {lacking}"
+    if not having:
+        raise UserError(f"{message}; use --metrics performance")
+    return having, message if lacking else ""
+
+
 def _with_and_without_buffers(
-    config: CacheConfig, buffers: Collection[str]
+    wanted: Sequence[MetricEntry], buffers: Collection[str]
 ) -> tuple[list[MetricEntry], str]:
     """The metrics that can be computed, and what to say of the others, empty if there are none.
 
     Raises:
         UserError: nothing can be computed.
     """
-    wanted = [METRICS[name] for name in config.metric_names()]
     lacking = [entry for entry in wanted if entry.needs and not set(buffers) & set(entry.needs)]
     needed = ",".join(dict.fromkeys(entry.needs[0] for entry in lacking))
     names = ", ".join(entry.name for entry in lacking)

@@ -60,6 +60,7 @@ class MetricEntry(Entry):
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
         scope: what it reads.
+        weights: whether it is about weights, which networks of infinite width do not have.
     """
 
     title: str = ""
@@ -69,6 +70,7 @@ class MetricEntry(Entry):
     default: bool = True
     needs: tuple[str, ...] = ()
     scope: Scope = "run"
+    weights: bool = True
 
     def attributes(self, sources: Iterable[str]) -> dict[str, str]:
         """What a cache says of itself.
@@ -161,6 +163,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "losses and accuracies at the ends of epochs",
             title="Performance",
             ylabel="loss, accuracy",
+            weights=False,
         ),
         MetricEntry(
             "network",

@@ -19,6 +19,7 @@ from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import check_unchanged, clear, describe
 from Training.infinite import begin as infinite
+from Training.infinite.kernels import KernelsOfRun
 from Training.infinite.network import numbered
 from Training.loop import Trainer
 from Training.parametrized import resolve
@@ -130,9 +131,9 @@ def prepare(
     keeper, known = Keeper(config, held), like.laws if like else None
     model: nn.Module
     if config.is_infinite:
-        infinite.check(config, dataset, backend.replicas)
+        kernels = infinite.kernels_of(config, dataset, backend.replicas)
         backend.on_first(lambda: keeper.open(folder))
-        model, known, scales = keeper.network(dataset), infinite.laws_of_infinity(), None
+        model, known, scales = keeper.network(kernels), infinite.laws_of_infinity(), None
     else:
         model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
         _check_smallest_batch(config, model, dataset, backend.replicas)
@@ -197,9 +198,9 @@ class Keeper:
             self.log.info("parametrization %s:\n%s", name, scales.table())
         return scales
 
-    def network(self, dataset: Dataset) -> nn.Module:
+    def network(self, kernels: KernelsOfRun) -> nn.Module:
         """The network of infinite width; its kernels are computed when a run begins."""
-        return infinite.network_of(self._config, dataset, self._folder, self.log)
+        return infinite.network_of(kernels, self._folder, self.log)
 
     def newest(self, model: nn.Module, known: Laws | None = None) -> tuple[Checkpoint | None, Laws]:
         """Where to continue, and the laws, which are looked for at a run's beginning.

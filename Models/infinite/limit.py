@@ -97,9 +97,7 @@ def _check_regime(network: Parametrized, config: ModelConfig) -> None:
     theory = explain(network.abc("sgd"), depth, "sgd", config.bias)
     if theory.regime != "kernel regime":
         name = f"--param {config.param}" if config.param else "--abc"
-        raise UserError(
-            f"--width inf: under {name} {_reason(theory)}; use --param ntk or sp-lr1n"
-        )
+        raise UserError(f"--width inf: under {name} {_reason(theory)}; use --param ntk or sp-lr1n")
 
 
 def _reason(theory: Theory) -> str:

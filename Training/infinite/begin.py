@@ -27,11 +27,16 @@ def laws_of_infinity() -> Laws:
     return no_laws(NO_WEIGHTS)
 
 
-def check(config: TrainConfig, dataset: Dataset, replicas: int) -> None:
-    """Refuse what cannot be trained in function space, as far as the data tell.
+def kernels_of(config: TrainConfig, dataset: Dataset, replicas: int) -> KernelsOfRun:
+    """What will compute the kernels; whatever is refused is refused here, before a file is made.
+
+    Args:
+        config: the run's configuration.
+        dataset: what it trains on.
+        replicas: devices that train together.
 
     Raises:
-        UserError: with the reason and what to do.
+        UserError: these data, or this network, cannot be trained in function space.
     """
     size = len(dataset.train)
     if replicas > 1:
@@ -41,41 +46,40 @@ def check(config: TrainConfig, dataset: Dataset, replicas: int) -> None:
             f"--width inf: kernels are of the examples themselves, and --dataset {config.dataset} "
             "changes them at random; add --no-augment"
         )
-    if config.optimizer != "flow":
-        return
+    if config.optimizer == "flow":
+        _check_flow(config, size, dataset.entry.num_classes)
+    return KernelsOfRun(config, dataset)
+
+
+def _check_flow(config: TrainConfig, size: int, outputs: int) -> None:
     if config.train_batch_size < size:
         raise UserError(
-            f"--optimizer flow is of the whole training set; use --train-batch-size {size}"
+            f"--optimizer flow is of the whole training set, not of --train-batch-size "
+            f"{config.train_batch_size}; use {size}"
         )
-    numbers = size * dataset.entry.num_classes
-    if config.loss != "mse" and numbers > _LARGEST_FLOW:
+    if config.loss != "mse" and size * outputs > _LARGEST_FLOW:
         raise UserError(
             f"--optimizer flow: with --loss {config.loss} its solver's cost grows as the cube of "
-            f"examples times outputs, {numbers} here, at most {_LARGEST_FLOW}; use --loss mse, "
-            "fewer examples, or --optimizer sgd with a small --lr"
+            f"examples times outputs, {size * outputs} here, at most {_LARGEST_FLOW}; use --loss "
+            "mse, fewer examples, or --optimizer sgd with a small --lr"
         )
 
 
-def network_of(
-    config: TrainConfig, dataset: Dataset, run: RunFolder, log: logging.Logger
-) -> FunctionSpaceNetwork:
+def network_of(kernels: KernelsOfRun, run: RunFolder, log: logging.Logger) -> FunctionSpaceNetwork:
     """The network in function space, whose kernels are computed if the run has none yet.
 
     Args:
-        config: the run's configuration.
-        dataset: what it trains on.
-        run: its folder.
+        kernels: computes them.
+        run: the run's folder.
         log: where the user is told how long it takes, and of too large a learning rate.
-
-    Raises:
-        UserError: wide networks have no kernel, or it does not fit into memory.
     """
+    config, dataset = kernels.config, kernels.dataset
     is_new = not run.fetch(run.kernels).exists()
     if is_new:
-        KernelsOfRun(config, dataset, log).save(run)
-    kernel, _ = tangent_kernel(run)
+        kernels.save(run, log)
+    tangent, _ = tangent_kernel(run)
     network = FunctionSpaceNetwork(
-        kernel, dataset.entry.num_classes, LOSSES[config.loss].load(), dataset.train.targets
+        tangent, dataset.entry.num_classes, LOSSES[config.loss].load(), dataset.train.targets
     )
     if is_new and config.optimizer != "flow":
         _tell_largest_lr(config, network, log)
@@ -96,7 +100,7 @@ def _tell_largest_lr(
     largest = largest_lr(curvature, rule)
     if config.lr > largest and math.isfinite(largest):
         log.warning(
-            "--lr %g is above %.3g, up to which steps stay bounded; outputs will grow",
+            "--lr %g is above %.3g, up to which steps on all examples stay bounded at first",
             *(config.lr, largest),
         )
     else:

@@ -58,8 +58,9 @@ class EnsembleVariance:
             return _solver_of_flow(self._modes, sum(map(self._schedule.lr, range(step))), self._w)
         if step < self._step:
             self._solvers = self._replayed()
-        for self._step, solver in self._solvers:
-            if self._step == step:
+        for reached, solver in self._solvers:
+            self._step = reached
+            if reached == step:
                 return solver
         raise ValueError(f"the run has no step {step}")
 

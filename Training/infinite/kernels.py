@@ -21,6 +21,7 @@ from Data.batches import evaluation_batches, probe_batch
 from Data.dataset import Dataset, Examples
 from Models.infinite import InfiniteNetwork
 from Models.infinite.limit import limit_network
+from Models.infinite.network import Kernel
 from Training.config import TrainConfig
 from Utils.devices import select_device
 from Utils.errors import UserError
@@ -95,7 +96,6 @@ class KernelsOfRun:
     Args:
         config: the run's configuration, of infinite width.
         dataset: what it trains on.
-        log: where the user is told how long it takes.
 
     Raises:
         UserError: wide networks have no kernel, or it does not fit into memory.
@@ -103,7 +103,6 @@ class KernelsOfRun:
 
     config: TrainConfig
     dataset: Dataset
-    log: logging.Logger
     _network: InfiniteNetwork = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,23 +144,29 @@ class KernelsOfRun:
             f"use {smaller}"
         )
 
-    def save(self, run: RunFolder) -> None:
-        """Compute the kernels and write them into the run's folder."""
+    def save(self, run: RunFolder, log: logging.Logger) -> None:
+        """Compute the kernels and write them into the run's folder.
+
+        Args:
+            run: the run's folder.
+            log: where the user is told how long it takes.
+        """
         device = select_device(self.config.device)
-        self._forecast(device)
-        write_hdf5(run.kernels, self._computed(device))
+        self._forecast(device, log)
+        write_hdf5(run.kernels, self._computed(device, log))
         run.publish(run.kernels)
 
-    def _forecast(self, device: torch.device) -> None:
-        (train, test, probe), get = self._sizes(), ("nngp", "ntk")
+    def _forecast(self, device: torch.device, log: logging.Logger) -> None:
+        train, test, probe = self._sizes()
+        get: tuple[Kernel, ...] = ("nngp", "ntk") if self._with_prior else ("ntk",)
         own = self._network.forecast(train, None, get, self._dtype, device)
         cross = self._network.forecast(test + probe, train, get, self._dtype, device)
-        self.log.info(
+        log.info(
             "kernels of %d training, %d test and %d probe examples: about %.2g s, %.3g GB",
             *(train, test, probe, own.seconds + cross.seconds, self._bytes() / 1e9),
         )
 
-    def _computed(self, device: torch.device) -> Iterator[tuple[str, object]]:
+    def _computed(self, device: torch.device, log: logging.Logger) -> Iterator[tuple[str, object]]:
         config, data = self.config, self.dataset
         probe, _ = probe_batch(data, config.probe_size, config.seed, dtype=self._dtype)
         train = self._inputs(data.train).to(device)
@@ -172,7 +177,7 @@ class KernelsOfRun:
                 one,
                 None if x is None else train,
                 ("nngp", "ntk") if wants_prior else ("ntk",),
-                progress=_Progress(self.log, name),
+                progress=_Progress(log, name),
             )
             assert found.ntk is not None
             yield f"ntk/{name}", found.ntk.cpu().numpy()
