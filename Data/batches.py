@@ -6,7 +6,7 @@ Splits that are streamed from files (:mod:`Data.streaming`) offer the same. All 
 come from CPU generators, so the batches are the same on every device.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Batches(TrainingBatches):
         share: tuple[int, int] = (0, 1),
     ):
         super().__init__(split, batch_size, seed, device, drop_last, share)
+        self._split, self._augments = split, augment and split.entry.augmentation is not None
         split = split.to(device)
         self._targets = as_outputs(split.targets, dtype)
         self._normalize = Normalize(split.entry, device, dtype)
@@ -61,6 +62,28 @@ class Batches(TrainingBatches):
 
     def _batch(self, index: Tensor, share: slice) -> tuple[Tensor, Tensor]:
         return self._normalize(self._inputs(index, share)), self._targets[index[share]]
+
+    def is_like(self, other: "Batches") -> bool:
+        """Whether both take the same examples as they are, and only the order differs."""
+        return self._split is other._split and not (self._augments or other._augments)
+
+    def next_with(self, others: Sequence["Batches"]) -> tuple[Tensor, Tensor]:
+        """The next batch of this and of others like it, gathered at once: [M, B, …]."""
+        index = torch.stack([each._index() for each in (self, *others)])
+        inputs, targets = self._batch(index.flatten(), slice(None))
+        for each in (self, *others):
+            each._move_on()
+        inputs, targets = (x.view(*index.shape, *x.shape[1:]) for x in (inputs, targets))
+        return inputs, targets
+
+
+def next_of_each(batches: Sequence[TrainingBatches]) -> tuple[Tensor, Tensor]:
+    """The next batch of each, [M, B, …], for networks that are trained together."""
+    in_memory = [each for each in batches if isinstance(each, Batches)]
+    if len(in_memory) == len(batches) and all(map(in_memory[0].is_like, in_memory)):
+        return in_memory[0].next_with(in_memory[1:])
+    inputs, targets = zip(*(each.next() for each in batches), strict=True)
+    return torch.stack(inputs), torch.stack(targets)
 
 
 def training_batches(

@@ -89,16 +89,24 @@ class TrainingBatches(ABC):
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The next batch: inputs [B, *input_shape] and targets [B, ...], on the device."""
-        start = self.position * self._batch_size
-        index = self._order[start : start + self._batch_size]
+        index = self._index()
         share = share_of(len(index), self._share)
         self.weight = (share.stop - share.start) * self._share[1] / len(index)
         batch = self._batch(index, share)
+        self._move_on()
+        return batch
+
+    def _index(self) -> Tensor:
+        """The numbers of the next batch's examples, [B] int64."""
+        start = self.position * self._batch_size
+        return self._order[start : start + self._batch_size]
+
+    def _move_on(self) -> None:
+        """Leave a batch behind."""
         self.position += 1
         if self.position == self.steps_per_epoch:
             self.epoch += 1
             self._start_epoch()
-        return batch
 
     def resize(self, batch_size: int) -> None:
         """Take other batches from the next epoch on; called before its first one."""

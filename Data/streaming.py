@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils import data
-from torchvision.datasets.folder import pil_loader
 
 from Data.dataset import Examples, RawBatch, check_targets
 from Data.entry import DatasetEntry
@@ -79,10 +78,16 @@ class Pictures(data.Dataset[Tensor | UserError]):
     def _read(self, number: int, transform: Transform) -> Tensor:
         path = self.root / os.fsdecode(self.names[number])
         try:
-            return transform(pil_loader(str(path)))
+            return transform(_image(path))
         except _UNREADABLE as error:
             reason = " ".join(str(error).split())
             raise UserError(f"image {path} cannot be read ({reason}); put it back") from None
+
+
+def _image(path: Path) -> Image.Image:
+    """As torchvision's ``pil_loader``; torchvision takes a second of every command to import."""
+    with open(path, "rb") as file:
+        return Image.open(file).convert("RGB")
 
 
 def read(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from Metrics.features import StepFeatures
 from Models.symmetry import Family
-from Training.conservation import LEAK_TOLERANCE
+from Training.law_state import LEAK_TOLERANCE
 
 Floats = NDArray[np.float64]
 

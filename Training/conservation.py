@@ -4,9 +4,10 @@ It attaches to any optimizer through step hooks. Each step leaves a vector of re
 the update on the device; :meth:`ConservationObserver.record` brings them to the host and
 advances, in float64, a few numbers per law (:mod:`Training.updates`).
 
-Shape letters: K laws, F families of laws, T recorded steps.
+Shape letters: K laws, F families of laws, T recorded steps, M members of an ensemble.
 """
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,27 +15,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.optim import Optimizer
 
 from Models.symmetry import Laws
-from Training.discrete_laws import Coefficients, Floats
+from Training.discrete_laws import Coefficients
 from Training.law_state import LawState
 from Training.updates import updates_of
 from Utils.devices import for_float64, full_products, to_host
-
-LEAK_TOLERANCE = 1e-3
-"""A law's gate closes when the measured leak ⟨θ, g⟩_S has added more than this to its charge,
-relative to the charge's size, and more than a twentieth of what decay and the squares of updates
-have: the parameters then have no such symmetry to speak of. Below it, the leak (usually the ε of
-a normalisation) is a measured source in the law."""
-
-_TRANSPORT = 50
-"""A leak of LEAK_TOLERANCE times this is a twentieth."""
 
 _STATE = tuple(field.name for field in fields(LawState))
 
 _WITH_MOMENTUM = frozenset(("velocity", "kinetic_velocity", "leak_velocity", "paper_rate"))
 """What is zero, and not saved, as long as there is no momentum."""
+
+_WHILE_DIVERGING = np.errstate(over="ignore", invalid="ignore")
+"""What numbers overflow in a run that diverges, the loss tells."""
 
 #: the dense record: the time [T] and, per family, [T, F]
 _RECORD = (
@@ -71,7 +67,6 @@ class ConservationObserver:
         self._parameters = dict(model.named_parameters())
         self._updates = updates_of(optimizer, self._parameters, laws)
         self._state = LawState.at(laws.measure(self._weight), len(laws.quadratic))
-        self._leak_peak = np.zeros(len(laws), np.float32)
         self._pending: list[tuple[list[Coefficients], Tensor]] = []
         self._record: dict[str, list[Any]] = {name: [] for name in _RECORD}
         self._recorded = -1
@@ -89,18 +84,9 @@ class ConservationObserver:
     def _weight(self, name: str) -> Tensor:
         return for_float64(self._parameters[name].detach())
 
-    def note(self, coefficients: list[Coefficients], row: Tensor) -> None:
-        """Account for a step that no hook saw, as several networks took it together.
-
-        Args:
-            coefficients: its hyper-parameters by parameter group.
-            row: what :meth:`Training.updates.Updates.after` would have measured.
-        """
-        self._pending.append((coefficients, row))
-
     # ------------------------------------------------------------------ every record
 
-    @np.errstate(over="ignore", invalid="ignore")  # in a run that diverges, which its loss tells
+    @_WHILE_DIVERGING
     def record(self, step: int) -> None:
         """Advance the predictions to the present weights and record them beside the charges.
 
@@ -111,56 +97,28 @@ class ConservationObserver:
         """
         if step == self._recorded:
             return
+        steps = [coefficients for coefficients, _ in self._pending]
+        if steps:
+            rows = to_host([row for _, row in self._pending]).numpy()
+            self._updates.advance(self._state, steps, rows.astype(np.float64))
+        self._pending.clear()
+        charges = self.laws.measure_with_sizes(self._weight)
+        self._enter(step, steps, self._state.compare(self.laws, *charges))
+
+    def _enter(
+        self, step: int, steps: Sequence[list[Coefficients]], values: Mapping[str, Any]
+    ) -> None:
+        """Add to the record what has come of the steps since the last one."""
         self._recorded = step
-        self._advance()
-        state = self._state
-        measured, size = self.laws.measure_with_sizes(self._weight)
-        size = np.where(size > 0, size, 1.0)
-        moved = np.abs(state.decay) + np.abs(state.kinetic)
-        peak = (np.abs(state.leak) / np.maximum(size, _TRANSPORT * moved)).astype(np.float32)
-        np.maximum(self._leak_peak, peak, out=self._leak_peak)
-        residual = np.where(self.open, np.abs(measured - state.charge) / size, 0.0)
-        turned = np.zeros(len(self.laws))
-        turned[: len(state.turned)] = state.turned
-        sums = {
-            "empirical": measured,
-            "exact": state.charge,
-            "theoretical": state.paper,
-            "decay": state.decay,
-            "kinetic": state.kinetic,
-            "leak": state.leak,
-        }
-        values: dict[str, Any] = {"step": step, "time": self.time}
-        values |= {name: self._by_family(np.add, curve) for name, curve in sums.items()}
-        values["residual"] = self._by_family(np.maximum, residual)
-        values["turned"] = self._by_family(np.add, turned) / self._units
-        for name, value in values.items():
+        for coefficients in steps:
+            self.time += coefficients[0].effective_lr
+        for name, value in {"step": step, "time": self.time, **values}.items():
             self._record[name].append(value)
-
-    def _by_family(self, combine: np.ufunc, values: Floats) -> Floats:
-        """[K] -> [F]."""
-        starts = [family.start for family in self.laws.families]
-        return combine.reduceat(values, starts) if starts else np.zeros(0)
-
-    @property
-    def _units(self) -> list[int]:
-        return [len(family) for family in self.laws.families]
 
     @property
     def open(self) -> NDArray[np.bool_]:
         """Which laws' preconditions have held so far, [K]."""
-        return (self._leak_peak <= LEAK_TOLERANCE) & ~self._state.apart
-
-    def _advance(self) -> None:
-        """Take the laws through the steps since the last record."""
-        if not self._pending:
-            return
-        rows = to_host([row for _, row in self._pending]).numpy()
-        steps = [coefficients for coefficients, _ in self._pending]
-        self._updates.advance(self._state, steps, rows.astype(np.float64))
-        for coefficients in steps:
-            self.time += coefficients[0].effective_lr
-        self._pending.clear()
+        return self._state.open
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -169,13 +127,12 @@ class ConservationObserver:
 
         Returns:
             plain tensors: the fields of :class:`LawState`, those about momentum only where
-            there is some; ``leak_peak`` [K] float32, the largest relative leak seen; the gates
-            ``open`` [K] bool; ``time``; and ``record`` with ``step`` [T], ``time`` [T] and
-            per-family curves [T, F].
+            there is some; the gates ``open`` [K] bool; ``time``; and ``record`` with ``step`` [T],
+            ``time`` [T] and per-family curves [T, F].
         """
         arrays = {name: getattr(self._state, name) for name in _STATE}
         arrays = {n: a for n, a in arrays.items() if n not in _WITH_MOMENTUM or a.any()}
-        arrays |= {"leak_peak": self._leak_peak, "open": self.open}
+        arrays["open"] = self.open
         record = {name: torch.from_numpy(np.array(values)) for name, values in self._record.items()}
         state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         return {**state, "time": self.time, "last": self._recorded, "record": record}
@@ -184,7 +141,6 @@ class ConservationObserver:
         """Continue from a checkpoint, with an empty record."""
         for name in _STATE:
             getattr(self._state, name)[:] = state[name].numpy() if name in state else 0
-        self._leak_peak = state["leak_peak"].numpy().copy()
         self.time, self._recorded = state["time"], state["last"]
         self._pending.clear()
         self.checkpointed()
@@ -192,3 +148,50 @@ class ConservationObserver:
     def checkpointed(self) -> None:
         """Start a new record: the last one is safe in a checkpoint."""
         self._record = {name: [] for name in _RECORD}
+
+
+class EnsembleObserver:
+    """What observers do, for several networks of one architecture that take their steps together.
+
+    Args:
+        observers: the networks' own, whose predictions it advances, and whose records it writes.
+        alike: for each of them what is equal where the hyper-parameters of all steps are.
+    """
+
+    def __init__(self, observers: Sequence[ConservationObserver], alike: Sequence[Hashable]):
+        self.laws = observers[0].laws
+        self._updates = observers[0]._updates
+        self._pending: list[tuple[Mapping[Hashable, list[Coefficients]], Tensor]] = []
+        self._groups: dict[Hashable, tuple[list[int], list[ConservationObserver], LawState]] = {}
+        for key in dict.fromkeys(alike):
+            places = [place for place, other in enumerate(alike) if other == key]
+            members = [observers[place] for place in places]
+            state = LawState.of_all([member._state for member in members])
+            self._groups[key] = (places, members, state)
+
+    def note(self, coefficients: Mapping[Hashable, list[Coefficients]], rows: Tensor) -> None:
+        """Account for a step that no hook saw.
+
+        Args:
+            coefficients: its hyper-parameters by parameter group, for each set of observers.
+            rows: what :meth:`Training.updates.Updates.after` would have measured, [M, numbers].
+        """
+        self._pending.append((coefficients, rows))
+
+    @_WHILE_DIVERGING
+    def record(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """What :meth:`ConservationObserver.record` does, for all.
+
+        Args:
+            step: the number of updates done.
+            weights: by parameter name, [M, ...].
+        """
+        reduced = vmap(lambda own: self.laws.reduced(own.__getitem__))(dict(weights)).cpu().numpy()
+        rows = to_host([rows for _, rows in self._pending]).numpy().astype(np.float64)
+        for key, (places, members, state) in self._groups.items():
+            steps = [coefficients[key] for coefficients, _ in self._pending]
+            self._updates.advance(state, steps, rows[:, places])
+            values = state.compare(self.laws, *self.laws.combined(reduced[places]))
+            for row, member in enumerate(members):
+                member._enter(step, steps, {name: value[row] for name, value in values.items()})
+        self._pending.clear()

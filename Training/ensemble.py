@@ -1,9 +1,9 @@
 """Runs of one network that differ in seed and learning rate, trained together in one process.
 
 Small networks cost more in calls than in numbers. Here each call does its work for all members:
-gradients, the steps of SGD, and what the conservation observer measures of them. Everything else
-is each member's own, as are the files: checkpoint, observer, journal, schedule, order of the
-data. A member can be continued alone, and members that stand at the same step together.
+batches, gradients, the steps of SGD, and what the conservation observer measures and predicts of
+them. Everything else is each member's own, as are the files: checkpoint, journal, schedule, order
+of the data. A member can be continued alone, and members that stand at the same step together.
 
 Sums of products are taken in another order than by each network alone, so that weights are equal
 to rounding, not bit for bit: in float64 within 1e-9 of their size after some dozens of steps.
@@ -13,7 +13,6 @@ Shape letters: M members.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from Data import DATASETS
-from Data.order import TrainingBatches
+from Data.batches import next_of_each
 from Models.symmetry import Laws
 from Training.backends import start
 from Training.backends.backend import Backend
 from Training.config import TrainConfig
+from Training.conservation import EnsembleObserver
 from Training.folder import WITHOUT_EFFECT
 from Training.interruption import Interruption
 from Training.law_state import joined
@@ -89,6 +89,8 @@ class Stack:
         group = states[0].optimizer.param_groups[0]
         self._wd, self._momentum = group["weight_decay"], group["momentum"]
         self._gain = 1 - group["dampening"]
+        self._rates = [state.optimizer.param_groups[0]["initial_lr"] for state in states]
+        self._observer = EnsembleObserver([state.observer for state in states], self._rates)
         parameters = [dict(state.model.named_parameters()) for state in states]
         self._weights: dict[str, Tensor] = {}
         self._velocities: dict[str, Tensor] = {}
@@ -131,19 +133,25 @@ class Stack:
         Returns:
             their losses before it, [M].
         """
-        groups = [(s.optimizer, s.optimizer.param_groups[0]) for s in self._states]
-        coefficients = [[coefficients_of(*pair)] for pair in groups]
+        optimizers = [state.optimizer for state in self._states]
+        coefficients = {
+            rate: [coefficients_of(optimizer, optimizer.param_groups[0])]
+            for rate, optimizer in dict(zip(self._rates, optimizers, strict=True)).items()
+        }
         gradients, losses = self._gradients(inputs, targets)
         updates = self._updates(gradients)
         squared = updates if self._momentum else gradients
         rows = self._measure(self._weights, gradients, squared)
-        lrs = torch.tensor([group["lr"] for _, group in groups], dtype=torch.float64)
+        lrs = torch.tensor([coefficients[rate][0].lr for rate in self._rates], dtype=torch.float64)
         for name, weight in self._weights.items():
             each = lrs.to(weight).view(-1, *[1] * (weight.dim() - 1))
             weight.sub_(updates[name] * each)
-        for state, rule, row in zip(self._states, coefficients, rows, strict=True):
-            state.observer.note(rule, row)
+        self._observer.note(coefficients, rows)
         return losses
+
+    def record(self, step: int) -> None:
+        """Have the observers of all members record a step."""
+        self._observer.record(step, self._weights)
 
     def _gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Weights, Tensor]:
         leaves = {name: weight.detach().requires_grad_() for name, weight in self._weights.items()}
@@ -188,29 +196,24 @@ class _Member(Trainer):
 
     outcome: int | UserError | None = None
 
-    @cached_property
-    def _save_steps(self) -> set[int]:
-        return self.config.save_steps(self.total)
+    def note(self, loss: Tensor) -> None:
+        """What a run's own loop does after every step."""
+        self.state.advance()
+        self.state.losses.add(loss)
 
-    def after(self, loss: Tensor, stopped_by: int) -> None:
-        """What a run's own loop does after a step; an error ends this member alone."""
-        state = self.state
-        state.advance()
-        state.losses.add(loss)
+    def pause(self, due: tuple[bool, bool, bool], stopped_by: int) -> None:
+        """What a run's own loop does where something is due; an error ends this member alone."""
         if self.outcome is not None:
             return
-        epoch_ends = state.batches.position == 0
-        observes = epoch_ends or state.step % self.config.observe_freq == 0
-        saves = epoch_ends or state.step in self._save_steps or stopped_by > 0
+        epoch_ends, observes, saves = due
         try:
-            if observes or saves:
-                with self._noted():
-                    self._pause(epoch_ends, observes, saves)
-            if stopped_by and state.step < self.total:
-                self.outcome = self._stop(stopped_by)
-            elif state.step == self.total:
+            with self._noted():
+                self._pause(epoch_ends, observes, saves or stopped_by > 0)
+            if self.state.step == self.total:
                 self.recorder.finish()
                 self.outcome = 0
+            elif stopped_by:
+                self.outcome = self._stop(stopped_by)
         except UserError as error:
             self.outcome = error
 
@@ -276,19 +279,18 @@ def _fit(members: Sequence[_Member]) -> None:
     backend, batches = states[0].backend, [state.batches for state in states]
     for state in states:
         state.model.train()
-    stack = Stack(states, members[0].loss_function)
-    steps = range(states[0].step + 1, members[0].total + 1)
+    stack, total = Stack(states, members[0].loss_function), members[0].total
+    save_steps, steps = members[0].config.save_steps(total), range(states[0].step + 1, total + 1)
     with Interruption() as interruption:
-        for _ in progress(steps, "training"):
-            losses = stack.step(*backend.place(*_next(batches)))
+        for step in progress(steps, "training"):
+            losses = stack.step(*backend.place(*next_of_each(batches)))
             stopped_by = interruption.received or 0
             for member, loss in zip(members, losses, strict=True):
-                member.after(loss, stopped_by)
+                member.note(loss)
+            due = members[0].due(save_steps)  # for all alike
+            if any(due) or stopped_by:
+                stack.record(step)
+                for member in members:
+                    member.pause(due, stopped_by)
             if all(member.outcome is not None for member in members):
                 return
-
-
-def _next(batches: Sequence[TrainingBatches]) -> tuple[Tensor, Tensor]:
-    """The next batch of each, [M, B, …]."""
-    inputs, targets = zip(*(each.next() for each in batches), strict=True)
-    return torch.stack(inputs), torch.stack(targets)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,9 @@ def describe(config: TrainConfig, device: str, task: dict[str, Any]) -> dict[str
     }
 
 
+@cache
 def _commit() -> str | None:
-    """The commit of this code, with ``+`` if there are changes; ``None`` outside git."""
+    """The commit of this process's code, with ``+`` if there are changes; ``None`` outside git."""
     folder = Path(__file__).parent
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:

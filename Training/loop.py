@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -88,9 +88,7 @@ class Trainer:
                 state.losses.add(loss.detach())  # no .item(): it would wait for the device
                 backend.end_step()
 
-                epoch_ends = batches.position == 0
-                observes = epoch_ends or step % config.observe_freq == 0
-                saves = epoch_ends or step in save_steps
+                epoch_ends, observes, saves = self.due(save_steps)
                 stopped_by = 0
                 if observes or saves or backend.processes == 1:  # where all processes can agree
                     stopped_by = backend.largest(interruption.received or 0)
@@ -101,6 +99,12 @@ class Trainer:
                     return self._stop(stopped_by)
         self.recorder.finish()
         return 0
+
+    def due(self, save_steps: Container[int]) -> tuple[bool, bool, bool]:
+        """After a step: whether an epoch ends, numbers are reported, a checkpoint is saved."""
+        step, epoch_ends = self.state.step, self.state.batches.position == 0
+        observes = epoch_ends or step % self.config.observe_freq == 0
+        return epoch_ends, observes, epoch_ends or step in save_steps
 
     def _steps(self) -> Iterable[int]:
         steps = range(self.state.step + 1, self.total + 1)

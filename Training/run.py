@@ -1,6 +1,7 @@
 """From a configuration to a trained run."""
 
 import copy
+import json
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from Training.backends import start
 from Training.backends.backend import Backend
 from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
-from Training.folder import check_unchanged, clear, describe
+from Training.folder import WITHOUT_EFFECT, check_unchanged, clear, describe
 from Training.infinite import begin as infinite
 from Training.infinite.kernels import KernelsOfRun
 from Training.infinite.network import numbered
@@ -266,9 +267,23 @@ class Keeper:
             self.log.info("finished; checkpoints are in %s", folder)
 
 
+_ANY_LAWS = WITHOUT_EFFECT | {"seed", "lr"}
+"""Flags that do not change the laws."""
+
+_latest: dict[object, Laws] = {}
+"""The laws that were found last: runs of a sweep share them, whose steps may take less time."""
+
+
 def _laws(config: TrainConfig, model: nn.Module) -> Laws:
-    shape, dtype = config.data_entry.input_shape, getattr(torch, config.dtype)
-    return find_laws(model, torch.zeros(2, *shape, dtype=dtype), config.loss, config.balance)
+    flags = {name: value for name, value in config.flat().items() if name not in _ANY_LAWS}
+    kinds = tuple((name, type(module)) for name, module in model.named_modules())
+    key = json.dumps(flags, sort_keys=True), repr(model), kinds  # a user's code may have changed
+    if key not in _latest:
+        shape, dtype = config.data_entry.input_shape, getattr(torch, config.dtype)
+        example = torch.zeros(2, *shape, dtype=dtype)
+        _latest.clear()
+        _latest[key] = find_laws(model, example, config.loss, config.balance)
+    return _latest[key]
 
 
 def _check_smallest_batch(

@@ -44,7 +44,11 @@ class Updates(Protocol):
         """The step's hyper-parameters by parameter group, and its measurements on the device."""
 
     def advance(self, state: LawState, steps: Sequence[list[Coefficients]], rows: Floats) -> None:
-        """Take the laws through steps, of which ``rows`` [T, numbers] were measured."""
+        """Take the laws through steps, of which ``rows`` [T, numbers] were measured.
+
+        Under SGD with one parameter group also those of an ensemble: states [M, ...], rows
+        [T, M, numbers].
+        """
 
 
 def updates_of(optimizer: Optimizer, parameters: dict[str, nn.Parameter], laws: Laws) -> Updates:
@@ -130,25 +134,27 @@ class SGDUpdates:
         return self._decayed(name).add_(v(name), alpha=c.momentum) if c.nesterov else v(name)
 
     def advance(self, state: LawState, steps: Sequence[list[Coefficients]], rows: Floats) -> None:
-        quadratic, linear = self._laws.quadratic.matrix, self._laws.linear.matrix
+        quadratic, linear = self._laws.quadratic, self._laws.linear
         guests, linear_guests = self._groups.quadratic, self._groups.linear
-        widths = [quadratic.shape[1], linear.shape[1], guests.width, linear_guests.width]
+        numbers = [charges.matrix.shape[1] for charges in (quadratic, linear)]
+        widths = [*numbers, guests.width, linear_guests.width]
         count = 3 if _ahead(steps[0]) else 1
         parts = split(rows, [*widths, *[widths[0]] * count])
         quadratic_leaks, linear_leaks, theta2s, thetas, *forms = parts
         # One product for all steps: a call costs as much as what it works out.
-        leaks = np.concatenate([quadratic @ quadratic_leaks.T, linear @ linear_leaks.T]).T
-        squares = np.stack([(quadratic @ form.T).T for form in forms] * (3 // count), axis=1)
+        parts = [quadratic.combined(quadratic_leaks), linear.combined(linear_leaks)]
+        leaks = np.concatenate(parts, axis=-1)
+        squares = [quadratic.combined(form) for form in forms] * (3 // count)
         for t, coefficients in enumerate(steps):
             pull = np.concatenate(
                 [guests.pull(theta2s[t], coefficients), linear_guests.pull(thetas[t], coefficients)]
             )
             extra = guests.squares(theta2s[t], quadratic_leaks[t], coefficients)
             for (q, s), c in zip(self._groups.members, coefficients, strict=True):
-                vv, uu, uv = squares[t][:, q]
+                vv, uu, uv = (form[t][..., q] for form in squares)
                 leak = leaks[t]
-                _advance_quadratic(state, q, c, (vv, uu, uv), leak[q], (pull[q], extra[q]))
-                _advance_linear(state, s, c, leak[s], pull[s])
+                _advance_quadratic(state, q, c, (vv, uu, uv), leak[..., q], (pull[q], extra[q]))
+                _advance_linear(state, s, c, leak[..., s], pull[s])
             state.apart |= self._groups.apart(coefficients)
 
 
@@ -177,33 +183,33 @@ def _advance_quadratic(
     """
     (vv, uu, uv), free, none = squares, replace(c, wd=0.0), np.zeros_like(leak)
     source, whole = leak + guests[0], uu if c.momentum else uu + guests[1]
-    before = state.charge[q].copy()
-    state.charge[q], state.velocity[q] = quadratic_step(
-        before, state.velocity[q], c, whole, uv, source
+    before = state.charge[..., q].copy()
+    state.charge[..., q], state.velocity[..., q] = quadratic_step(
+        before, state.velocity[..., q], c, whole, uv, source
     )
-    state.kinetic[q], state.kinetic_velocity[q] = quadratic_step(
-        state.kinetic[q], state.kinetic_velocity[q], free, uu, uv, none
+    state.kinetic[..., q], state.kinetic_velocity[..., q] = quadratic_step(
+        state.kinetic[..., q], state.kinetic_velocity[..., q], free, uu, uv, none
     )
-    state.leak[q], state.leak_velocity[q] = quadratic_step(
-        state.leak[q], state.leak_velocity[q], free, none, none, leak
+    state.leak[..., q], state.leak_velocity[..., q] = quadratic_step(
+        state.leak[..., q], state.leak_velocity[..., q], free, none, none, leak
     )
-    state.paper[q], state.paper_rate[q] = paper_quadratic_step(
-        state.paper[q], state.paper_rate[q], c, vv, guests[0]
+    state.paper[..., q], state.paper_rate[..., q] = paper_quadratic_step(
+        state.paper[..., q], state.paper_rate[..., q], c, vv, guests[0]
     )
     moved = c.lr * c.lr * (whole if c.momentum else whole + c.wd * (2 * source + c.wd * before))
-    state.turned[q] += angle(before, state.charge[q], moved)
+    state.turned[..., q] += angle(before, state.charge[..., q], moved)
 
 
 def _advance_linear(state: LawState, s: Any, c: Coefficients, leak: Floats, pull: Floats) -> None:
     """Take linear laws through a step; the decay is what the leak leaves."""
-    state.charge[s], state.velocity[s] = linear_step(
-        state.charge[s], state.velocity[s], c, leak + pull
+    state.charge[..., s], state.velocity[..., s] = linear_step(
+        state.charge[..., s], state.velocity[..., s], c, leak + pull
     )
-    state.leak[s], state.leak_velocity[s] = linear_step(
-        state.leak[s], state.leak_velocity[s], replace(c, wd=0.0), leak
+    state.leak[..., s], state.leak_velocity[..., s] = linear_step(
+        state.leak[..., s], state.leak_velocity[..., s], replace(c, wd=0.0), leak
     )
-    state.paper[s], state.paper_rate[s] = paper_linear_step(
-        state.paper[s], state.paper_rate[s], c, pull
+    state.paper[..., s], state.paper_rate[..., s] = paper_linear_step(
+        state.paper[..., s], state.paper_rate[..., s], c, pull
     )
 
 

@@ -6,7 +6,17 @@ import sys
 from Utils.errors import UserError, run_stage
 from Utils.registry import unknown
 
-NAMES = (*("observer", "training_loop", "ensemble", "data_pipeline", "stages", "devices", "gpu"),)
+NAMES = (
+    "observer",
+    "training_loop",
+    "ensemble",
+    "coordinate_check",
+    "data_pipeline",
+    "stages",
+    "devices",
+    "gpu",
+    "infinite",
+)
 
 
 def main() -> None:

@@ -4,8 +4,8 @@
 
 Both write whole run folders in this process, checkpoints, laws and journals included; the rival
 is ``train`` in a loop, which pays no more for starting Python and torch. Processor seconds leave
-out the time that either waits for the disk. Limit: what is each member's own, its files and the
-host's part of the observer, is not made faster.
+out the time that either waits for the disk. Limit: what is each member's own, which is its files,
+is not made faster.
 """
 
 import logging

@@ -6,7 +6,6 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from scripts.sweeps.attempts import newest
 from scripts.sweeps.manifest import Grid, Run, load_manifest, manifest, save_manifest
 from scripts.sweeps.status import counts, standing, table
 from scripts.sweeps.worker import RUN_STAGE, Experiment, experiment_path
-from Training.config import ExtractConfig
 from Utils.cli import parse
-from Utils.config import Config, Names, PathPart, RunConfig
+from Utils.config import Config, Names, PathPart
 from Utils.errors import UserError, run_stage
 from Utils.registry import unknown
 
@@ -41,13 +39,6 @@ and then, for metrics of all runs together:
   python cache.py --experiment e --metrics transfer
   python plot.py --experiment e
   python plot.py --experiment e --report"""
-
-
-_SCHEMAS: Mapping[str, type[RunConfig]] = {
-    "extract": ExtractConfig,
-    "cache": CacheConfig,
-    "plot": PlotConfig,
-}
 
 
 class SweepConfig(Config):
@@ -140,11 +131,10 @@ def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:
         runs, before = load_manifest(config.own_folder)
         stages = config.stage_flags() if config.stages else before
     experiment = Experiment(config.experiment, config.save_dir, stages, together=config.together)
-    for stage, schema in _SCHEMAS.items():
-        if stage in stages:
-            flags = parse(schema, experiment.arguments(runs[0], stage))
-            if isinstance(flags, CacheConfig | PlotConfig):
-                flags.metric_names()
+    for stage in stages:
+        flags = experiment.config(runs[0], stage)
+        if isinstance(flags, CacheConfig | PlotConfig):
+            flags.metric_names()
     if config.retry_failed:
         found = {run.expid: newest(experiment.folder(run)) for run in runs}
         failed = {k: last.number for k, last in found.items() if last and last.has_failed}

@@ -16,6 +16,7 @@ from Data import DATASETS
 from Metrics import METRICS, CacheConfig
 from Metrics.figures import PlotConfig
 from Models import MODELS, NONLINEARITIES
+from Models.infinite.duals.registry import DUALS
 from Models.parametrization import PARAMETRIZATIONS
 from Training import BUFFERS, LOSSES, OPTIMIZERS, TrainConfig
 from Training.config import ExtractConfig
@@ -44,6 +45,7 @@ REGISTRIES: list[tuple[str, Registry[Any]]] = [
     *(("Models", registry) for registry in MODELS.values()),
     ("Models", NONLINEARITIES),
     ("Models", PARAMETRIZATIONS),
+    ("Models", DUALS),
     ("Data", DATASETS),
     ("Training", OPTIMIZERS),
     ("Training", LOSSES),
@@ -138,6 +140,12 @@ def test_importing_a_room_does_not_bring_torch(room: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+def test_working_on_a_run_does_not_bring_torchvision() -> None:
+    """It takes a second to import, of commands that may take three."""
+    code = "import sys, Training.run, Metrics.width.caching; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_help_does_not_bring_torch(stage: str) -> None:
     code = (
@@ -189,6 +197,12 @@ def test_every_dataset_has_its_section_or_row() -> None:
     page = ROOT / "docs" / "data.md"
     rows = re.findall(r"^\| *`([^`]+)` *\|", page.read_text(), re.MULTILINE)
     assert set(DATASETS.names) <= {*headings(page), *rows}
+
+
+def test_every_dual_activation_has_its_row() -> None:
+    page = (ROOT / "docs" / "infinite_width.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    assert set(DUALS.names) <= {name.strip("` ") for row in rows for name in row.split(",")}
 
 
 def test_every_parametrization_has_its_row() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from math import prod
 
 import numpy as np
 import torch
@@ -75,15 +76,25 @@ class Charges:
     def _combined(self, parts: Iterator[Tensor], absolute: bool) -> NDArray[np.float64]:
         held = list(parts)
         reduced = torch.cat(held).double().cpu().numpy() if held else np.zeros(0)
-        values: NDArray[np.float64] = (abs(self.matrix) if absolute else self.matrix) @ reduced
-        return values
+        return self.combined(reduced, absolute)
 
-    def squares(
-        self, parameter: Callable[[str], Tensor]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The quadratic charges [K] of parameters given by name, and their sizes, in float64.
+    def combined(self, reduced: NDArray[np.float64], absolute: bool = False) -> NDArray[np.float64]:
+        """The charges [..., K] of reductions [..., M].
 
-        The size is what the charge would be if nothing in it cancelled.
+        Args:
+            reduced: concatenated, of one network or of several.
+            absolute: take all coefficients by their size.
+        """
+        matrix = abs(self.matrix) if absolute else self.matrix
+        *several, numbers = reduced.shape
+        columns = matrix @ reduced.reshape(prod(several), numbers).T
+        return np.ascontiguousarray(columns.T).reshape(*several, len(self))
+
+    def squares(self, parameter: Callable[[str], Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The reductions of squares of parameters given by name, in float64, by absolute size too.
+
+        Combined, the first give quadratic charges; the second, by absolute coefficients, their
+        sizes: what they would be if nothing in them cancelled.
         """
         values: list[Tensor] = []
         sizes: list[Tensor] = []
@@ -96,20 +107,13 @@ class Charges:
                 squares = squared(x, reductions)
                 values += squares
                 sizes += squares
-        return self._combined(iter(values), False), self._combined(iter(sizes), True)
+        return values, sizes
 
-    def sums(
-        self, parameter: Callable[[str], Tensor]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The linear charges [K] of parameters given by name, and their sizes, in float64.
-
-        The size is what the charge would be if nothing in it cancelled.
-        """
-        values = (in_blocks(r, parameter(r.parameter), partial(_sum, r)) for r in self.reductions)
-        sizes = (
-            in_blocks(r, parameter(r.parameter), partial(_sum_of_sizes, r)) for r in self.reductions
-        )
-        return self._combined(values, False), self._combined(sizes, True)
+    def sums(self, parameter: Callable[[str], Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The reductions of parameters given by name, as :meth:`squares`, for linear charges."""
+        held = [(r, parameter(r.parameter)) for r in self.reductions]
+        values = [in_blocks(r, x, partial(_sum, r)) for r, x in held]
+        return values, [in_blocks(r, x, partial(_sum_of_sizes, r)) for r, x in held]
 
     def transpose(
         self, y: NDArray[np.float64], shapes: Mapping[str, Sequence[int]]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
@@ -94,10 +95,23 @@ class Laws:
         The size is what a charge would be if nothing in it cancelled, Σ|s|θ² or Σ|c θ|: what
         deviations are measured against.
         """
-        quadratic, quadratic_size = self.quadratic.squares(parameter)
-        linear, linear_size = self.linear.sums(parameter)
-        charges = np.concatenate([quadratic, linear])
-        return charges, np.concatenate([quadratic_size, linear_size])
+        return self.combined(self.reduced(parameter).cpu().numpy())
+
+    def reduced(self, parameter: Callable[[str], Tensor]) -> Tensor:
+        """What charges and their sizes are combined from, in float64 where the parameters are."""
+        quadratic, linear = self.quadratic.squares(parameter), self.linear.sums(parameter)
+        parts = [part for parts in (*quadratic, *linear) for part in parts]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def combined(
+        self, reduced: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Charges and sizes, each [..., K], of what :meth:`reduced` gives, of several networks."""
+        q, s = self.quadratic.matrix.shape[1], self.linear.matrix.shape[1]
+        squares, square_sizes, sums, sum_sizes = np.split(reduced, np.cumsum([q, q, s]), axis=-1)
+        charges = [self.quadratic.combined(squares), self.linear.combined(sums)]
+        sizes = [self.quadratic.combined(square_sizes, True), self.linear.combined(sum_sizes, True)]
+        return np.concatenate(charges, axis=-1), np.concatenate(sizes, axis=-1)
 
     def table(self) -> str:
         """The laws as a text table: kind, layer, number of laws, parameters; then the rest."""

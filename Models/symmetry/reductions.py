@@ -194,7 +194,7 @@ def in_blocks(reduction: Reduction, x: Tensor, reduce: Callable[[Tensor], Tensor
 def squared(x: Tensor, reductions: Sequence[Reduction]) -> list[Tensor]:
     """Reductions of x² in float64, for one parameter."""
     if x.numel() <= _BLOCK or _by_rows(x, reductions):
-        (squares,) = product_sums([x], reductions, lambda x, _: iter([x.square_()]))
+        (squares,) = product_sums([x], reductions, lambda x, _: iter([x.mul_(x)]))
         return squares
     return [in_blocks(r, x, partial(_squares, r)) for r in reductions]
 
@@ -237,20 +237,21 @@ def product_sums(
     flat = [tensor.flatten(1) for tensor in tensors]
     length, width = flat[0].shape
     height = max(1, _CACHED // width)
-    buffers = torch.empty(len(flat) + 1, height, width, dtype=torch.float64)
+    buffers = [torch.empty_like(flat[0][:height], dtype=torch.float64) for _ in (*flat, flat[0])]
     rows: list[list[Tensor]] = []
     columns: list[Tensor] = []
     for start in range(0, length, height):
         parts = [tensor[start : start + height] for tensor in flat]
-        *copies, scratch = buffers[:, : len(parts[0])]
+        *copies, scratch = (buffer[: len(parts[0])] for buffer in buffers)
         for copied, part in zip(copies, parts, strict=True):
             copied.copy_(part)
         for i, product in enumerate(products(*copies, scratch)):
             if start == 0:
                 rows.append([])
-                columns.append(torch.zeros(width, dtype=torch.float64))
+                columns.append(product.sum(0))
+            else:
+                columns[i] += product.sum(0)
             rows[i].append(product.sum(1))
-            columns[i] += product.sum(0)
     return [
         [
             torch.cat(row) if r.kind == "row" else column.view(x.shape[1], -1).sum(1)

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -60,9 +61,12 @@ class Experiment:
     retried: Mapping[str, int] = field(default_factory=dict)
     together: int = 1
 
-    def config(self, run: Run) -> TrainConfig:
-        """What train.py is asked for."""
-        return parse(TrainConfig, self.arguments(run, "train"))
+    def config(self, run: Run, stage: str) -> RunConfig:
+        """What a stage's script would be asked for; raises :class:`UserError` for wrong flags."""
+        schema, given = SCHEMAS[stage], self.stages.get(stage, ())
+        own = run.flags if stage == "train" else _flags_of(schema, given)
+        place = {"experiment": self.name, "expid": run.expid, "save_dir": self.save_dir}
+        return validate(schema, {**own, **place}, "sweep")
 
     def folder(self, run: Run) -> RunFolder:
         """Where a run's files are."""
@@ -73,6 +77,12 @@ class Experiment:
         own = run.arguments() if stage == "train" else list(self.stages[stage])
         place = ["--experiment", self.name, "--expid", run.expid, "--save-dir", self.save_dir]
         return [*own, *place]
+
+
+@cache
+def _flags_of(schema: type[RunConfig], given: tuple[str, ...]) -> dict[str, Any]:
+    """By field name; once for all runs, as a small run takes hardly longer than parsing."""
+    return parse(schema, list(given)).model_dump()
 
 
 class _Stopped(Exception):
@@ -140,8 +150,12 @@ def _mates(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Run]:
         return {name: value for name, value in flags.items() if name not in {"seed", "lr"}}
 
     found = [each for each in runs if each is not run and kind(each.flags) == kind(run.flags)]
-    together = [experiment.config(each) for each in [run, *found]]
-    return [] if why_not(together) else found
+    return [] if why_not(_train_configs(experiment, [run, *found])) else found
+
+
+def _train_configs(experiment: Experiment, runs: Sequence[Run]) -> list[TrainConfig]:
+    configs = (experiment.config(run, "train") for run in runs)
+    return [config for config in configs if isinstance(config, TrainConfig)]
 
 
 def _bring_on_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> None:
@@ -171,7 +185,8 @@ def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> No
     print(f"\ntraining together: {', '.join(run.expid for run, _ in taken)}", flush=True)
     folders = [experiment.folder(run) for run, _ in taken]
     try:
-        outcomes = train_together([experiment.config(run) for run, _ in taken], folders)
+        configs = _train_configs(experiment, [run for run, _ in taken])
+        outcomes = train_together(configs, folders)
     except Exception:  # of all, such as an operation that vmap does not know
         traceback.print_exc()
         return
@@ -221,10 +236,10 @@ def _bring_on(experiment: Experiment, run: Run, folder: RunFolder, held: Claim) 
             done = _earlier(held.attempt.done, stage)
             held.note(stage=stage, done=done)
             begin = time.monotonic()
-            arguments = experiment.arguments(run, stage)
-            sys.argv = [f"{stage}.py", *arguments]  # what files name as their origin
+            # what files name as their origin
+            sys.argv = [f"{stage}.py", *experiment.arguments(run, stage)]
             print(f"\n$ python {shlex.join(sys.argv)}", flush=True)
-            RUN_STAGE[stage](arguments)
+            RUN_STAGE[stage](experiment.config(run, stage))
             done = {**done, stage: list(experiment.stages[stage])}
             seconds = {**held.attempt.seconds, stage: time.monotonic() - begin}
             held.note(done=done, seconds=seconds, ended_at=newest_step(folder))
@@ -249,30 +264,26 @@ def _earlier(done: Mapping[str, list[str]], stage: str) -> dict[str, list[str]]:
     return {name: done[name] for name in order[: order.index(stage)] if name in done}
 
 
-def _train(arguments: Sequence[str]) -> None:
+def _train(config: Any) -> None:
     from Training.run import train
 
-    config = parse(TrainConfig, list(arguments))
     if train(config, nullcontext(RunFolder(config.run_path))):
         raise _Stopped
 
 
-def _extract(arguments: Sequence[str]) -> None:
+def _extract(config: Any) -> None:
     from Training.extraction import extract
 
-    config = parse(ExtractConfig, list(arguments))
     extract(config, RunFolder(config.run_path))
 
 
-def _cache(arguments: Sequence[str]) -> None:
+def _cache(config: Any) -> None:
     from Metrics.caching import cache
 
-    config = parse(CacheConfig, list(arguments))
     cache(config, RunFolder(config.run_path))
 
 
-def _plot(arguments: Sequence[str]) -> None:
-    config = parse(PlotConfig, list(arguments))
+def _plot(config: Any) -> None:
     if config.report:
         from Metrics.figures.report import write_report as write
     else:
@@ -281,10 +292,18 @@ def _plot(arguments: Sequence[str]) -> None:
         print(line, flush=True)
 
 
-RUN_STAGE: Mapping[str, Callable[[Sequence[str]], None]] = {
+SCHEMAS: Mapping[str, type[RunConfig]] = {
+    "train": TrainConfig,
+    "extract": ExtractConfig,
+    "cache": CacheConfig,
+    "plot": PlotConfig,
+}
+"""The flags of each stage."""
+
+RUN_STAGE: Mapping[str, Callable[[Any], None]] = {
     "train": _train,
     "extract": _extract,
     "cache": _cache,
     "plot": _plot,
 }
-"""What does each stage, as its script would."""
+"""What does each stage, as its script would; called with its flags."""

@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ensemble, gpu, observer, stages, training_loop
+from benchmarks import (
+    coordinate_check,
+    ensemble,
+    gpu,
+    infinite,
+    observer,
+    stages,
+    training_loop,
+)
 from benchmarks.common import ratio
+from Utils.rundir import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,11 +43,44 @@ def test_ensemble_table() -> None:
     assert list(row)[3:] == ["faster", "faster in processor time"]
 
 
+def test_coordinate_check_table() -> None:
+    pytest.importorskip("mup")
+    (row,) = coordinate_check.measure([64, 96], seeds=1, repetitions=1, commands=False)
+    assert (row["case"], *list(row)[1:4]) == (
+        "in one process",
+        *("ours / s", "mup / s", "ours / mup"),
+    )
+    assert float(row["ours / s of processor"]) > 0 < float(row["mup / s of processor"])
+
+
+def test_coordinate_check_trains_the_networks_of_mup(tmp_path: Path) -> None:
+    """The same shapes, numbers of steps and examples: what the comparison rests on."""
+    mup_coordinates = pytest.importorskip("benchmarks.mup_coordinates")
+    coordinate_check.ours(tmp_path, [64], seeds=1)
+    (run,) = (RunFolder(path) for path in (tmp_path / "e").glob("width=*"))
+    assert run.checkpoint_steps() == run.feature_steps() == [0, 1, 2, 3, 4]
+    weights = torch.load(run.checkpoint(4), weights_only=True)["model_state_dict"]
+    batches = coordinate_check.batches()
+    theirs = mup_coordinates.network(64, batches[0]).state_dict()
+    assert [w.shape for w in weights.values()] == [w.shape for w in theirs.values()]
+    assert [len(targets) for _, targets in batches] == [359] * 4
+    assert (tmp_path / "e" / "cache" / "coordinates.csv").exists()
+
+
 def test_stages_table_compares_the_same_bytes() -> None:
     rows = stages.measure(["conv"], checkpoints=1, repetitions=1)
     assert [row["rival"] for row in rows] == ["copy", "copy", "read"]
     sizes = [float(row["MB per step"]) for row in rows]
     assert max(sizes) / min(sizes) < 1.1
+
+
+def test_infinite_table_has_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"fc relu3, n=1000, d=784": (infinite._dense, 4, (784,))}
+    monkeypatch.setattr(infinite, "CASES", small)
+    monkeypatch.setattr(infinite, "_memory", lambda case, name: 0.0)
+    rows = infinite.measure(list(small), repetitions=1)
+    assert [row["format"] for row in rows] == ["float32", "float64"]
+    assert all(float(row["ms per entry"]) > 0 for row in rows)
 
 
 def test_an_unknown_benchmark_is_named() -> None:

@@ -10,7 +10,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 from Data import DATASETS, Augmentation
-from Data.batches import Batches, evaluation_batches, probe_batch
+from Data.batches import Batches, evaluation_batches, next_of_each, probe_batch
 from Data.dataset import Dataset, Split
 from Data.transforms import Normalize, crop_and_flip, crop_windows, draw
 from tests.data.helpers import in_memory, splits
@@ -43,6 +43,20 @@ def assert_same(actual: list[Batch], expected: list[Batch]) -> None:
     for (x, y), (x_expected, y_expected) in zip(actual, expected, strict=True):
         assert torch.equal(x, x_expected)
         assert torch.equal(y, y_expected)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_the_next_of_each_are_those_of_each_alone(augment: bool, splits: int) -> None:
+    held = [make_split(seed=s) for s in range(splits)] * 2
+    several, alone = (
+        [Batches(split, 5, seed, augment=augment) for seed, split in enumerate(held)]
+        for _ in range(2)
+    )
+    together = [next_of_each(several) for _ in range(7)]  # an epoch has five
+    for place, batches in enumerate(alone):
+        assert_same([(x[place], y[place]) for x, y in together], take(batches, 7))
+    assert [each.epoch for each in several] == [1] * len(held)
 
 
 def test_an_epoch_is_every_example_once() -> None:

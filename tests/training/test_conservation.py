@@ -11,7 +11,8 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from Models.symmetry import Charges, Family, Laws, Reduction, find_laws
-from Training.conservation import LEAK_TOLERANCE, ConservationObserver
+from Training.conservation import ConservationObserver
+from Training.law_state import LEAK_TOLERANCE
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.1, "weight_decay": 5e-3},

@@ -22,7 +22,7 @@ FLAGS = (
     "--model fc --width 6 --depth 3 --epochs 2 --train-batch-size 400 --dtype float64 --save-at 3"
 )
 STEPS = 2 * 4
-MEMBERS = ["--seed 1", "--seed 2 --lr 0.02", "--seed 1 --lr 0.05"]
+MEMBERS = ["--seed 1", "--seed 2 --lr 0.02", "--seed 3"]
 
 
 def config_of(run: RunFolder, flags: str) -> TrainConfig:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.func import vmap
 
 from Models.symmetry import KINDS, Laws, find_laws
 from tests.models.symmetry.certificate import Net, assert_no_false_law
@@ -228,6 +229,22 @@ def test_sizes_are_what_charges_would_be_without_cancellation() -> None:
     written = first.weight.square().sum(1) + first.bias.square()
     expected = written + second.weight.square().sum(0)
     assert np.allclose(sizes[:4], expected.detach().double().numpy(), rtol=1e-6)
+
+
+def test_charges_of_several_networks_are_those_of_each() -> None:
+    """Weights small and large, squares, sums and inner products; to the last bit."""
+    wide = nn.Sequential(nn.Linear(5, 300), nn.ReLU(), nn.Linear(300, 250), nn.Linear(250, 3))
+    laws = find_laws(wide, rows(), "ce")
+    assert {family.kind for family in laws.families} == {"rescale", "balance", "translation"}
+    weights = {name: torch.randn(2, *p.shape) for name, p in wide.named_parameters()}
+    assert any(weight[0].numel() > 1 << 16 for weight in weights.values())
+    reduced = vmap(lambda own: laws.reduced(own.__getitem__))(weights)
+    together = laws.combined(reduced.numpy())
+    for place in range(2):
+        own = {name: weight[place] for name, weight in weights.items()}
+        alone = laws.measure_with_sizes(own.__getitem__)
+        assert np.array_equal(together[0][place], alone[0])
+        assert np.array_equal(together[1][place], alone[1])
 
 
 # ---------------------------------------------------------------------- reasons

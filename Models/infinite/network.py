@@ -1,0 +1,242 @@
+"""The kernels of an infinitely wide network, tile by tile."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from Models.infinite.engine import Examples, Tile, mode_of, numbers_per_pair
+from Models.infinite.program import Program
+from Utils.errors import UserError
+from Utils.gram import gram
+
+Kernel = Literal["nngp", "ntk"]
+Progress = Callable[[int, int], None]
+"""Called after each tile with the pairs done and all of them."""
+
+BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
+"""Numbers in the largest block: what fits a core's cache, and what keeps a GPU busy."""
+
+_BLOCKS = 8
+"""Blocks that are alive at a time, about."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Of two sets of examples.
+
+    Attributes:
+        nngp: covariance of each output at initialisation, [n, m]; ``None`` if not asked for.
+        ntk: tangent kernel of each output, the mean over outputs of a finite network's; likewise.
+    """
+
+    nngp: Tensor | None
+    ntk: Tensor | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What kernels will cost.
+
+    Attributes:
+        seconds: extrapolated from one tile.
+        result_bytes: of the kernels asked for.
+        working_bytes: of everything else, about.
+        pairs: of examples to be computed.
+        mode: "diagonal", "full" or "stream": which pairs of positions are held at a time.
+    """
+
+    seconds: float
+    result_bytes: int
+    working_bytes: int
+    pairs: int
+    mode: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    rows: int
+    columns: int
+
+
+class InfiniteNetwork:
+    """A network of infinite width.
+
+    Args:
+        program: its layers.
+        input_shape: of one example.
+    """
+
+    def __init__(self, program: Program, input_shape: Sequence[int]):
+        self.program, self.input_shape = program, tuple(input_shape)
+
+    @torch.no_grad()
+    def kernels(
+        self,
+        x1: Tensor,
+        x2: Tensor | None = None,
+        get: Sequence[Kernel] = ("nngp", "ntk"),
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
+        block: int | None = None,
+    ) -> Kernels:
+        """Both kernels of all pairs, on the device of ``x1``.
+
+        Of one set of examples only the upper triangle of tiles is computed.
+
+        Args:
+            x1: [n, *input_shape].
+            x2: [m, *input_shape]; ``None`` is ``x1`` itself, each example being its own twin.
+            get: which kernels.
+            dtype: float32 or float64; that of ``x1`` if left out.
+            progress: called after each tile.
+            block: numbers in the largest block; the result does not depend on it, time and
+                memory do.
+
+        Raises:
+            UserError: examples of another shape, or an unknown kernel.
+        """
+        self._check(x1, x2, get)
+        dtype = dtype or (x1.dtype if x1.is_floating_point() else torch.float32)
+        x1 = x1.to(dtype)
+        x2 = None if x2 is None else x2.to(x1)
+        n, m = len(x1), len(x1 if x2 is None else x2)
+        found = {kernel: x1.new_empty(n, m) for kernel in ("nngp", "ntk") if kernel in get}
+        cosines = self._cosines(x1) if x2 is None else None
+        done, total = 0, self._pairs(n, None if x2 is None else m, x1.device, block)
+        for rows, columns, one, other in self._tiles(x1, x2, block):
+            same = _same(rows, columns) if x2 is None else None
+            known = None if cosines is None else cosines[rows, columns]
+            state = Tile(self.program, one, other, "ntk" in get, same).run(cosines=known)
+            parts = {"nngp": state.q, "ntk": state.t}
+            for kernel, whole in found.items():
+                part = parts[kernel]
+                part = torch.zeros_like(whole[rows, columns]) if part is None else part
+                whole[rows, columns] = part
+                if x2 is None:
+                    whole[columns, rows] = part.T
+            done += (rows.stop - rows.start) * (columns.stop - columns.start)
+            if progress is not None:
+                progress(done, total)
+        return Kernels(found.get("nngp"), found.get("ntk"))
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        n: int,
+        m: int | None = None,
+        get: Sequence[Kernel] = ("nngp", "ntk"),
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        block: int | None = None,
+    ) -> Forecast:
+        """Time and memory of the kernels of n examples, or of n and m, from one tile.
+
+        Args:
+            n: examples of side 1.
+            m: of side 2; ``None`` where it is side 1.
+            get: which kernels.
+            dtype: of the computation.
+            device: where it runs.
+            block: as in :meth:`kernels`.
+        """
+        plan = self._plan(torch.device(device), block)
+        rows, columns = min(plan.rows, n), min(plan.columns, m or n)
+        shape = (max(rows, columns), *self.input_shape)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
+        seconds = []
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            found = self.kernels(x[:rows], x[:columns], get, block=block)
+            _ = [float(k[0, 0]) for k in (found.nngp, found.ntk) if k is not None]
+            seconds.append(time.perf_counter() - start)
+        pairs = self._pairs(n, m, torch.device(device), block)
+        item = torch.finfo(dtype).bits // 8
+        per_example = sum(_product(sizes) for sizes in self.program.sizes)
+        held = per_example * (rows + columns) + _BLOCKS * rows * columns * numbers_per_pair(
+            self.program
+        )
+        return Forecast(
+            min(seconds) * pairs / (rows * columns),
+            len(get) * n * (m or n) * item,
+            held * item + (0 if m is not None or self.program.input_sizes else n * n * item),
+            pairs,
+            mode_of(self.program),
+        )
+
+    def _check(self, x1: Tensor, x2: Tensor | None, get: Sequence[Kernel]) -> None:
+        for x in (x1,) if x2 is None else (x1, x2):
+            if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
+                raise UserError(
+                    f"kernels: examples of shape {list(x.shape)} are not [n, "
+                    f"{', '.join(map(str, self.input_shape))}]; give such, at least one"
+                )
+        if not get or set(get) - {"nngp", "ntk"}:
+            raise UserError(f"kernels: get={tuple(get)} is unknown; use 'nngp', 'ntk' or both")
+
+    def _plan(self, device: torch.device, block: int | None) -> _Plan:
+        count = numbers_per_pair(self.program)
+        pairs = max(1, (block or BLOCK.get(device.type, BLOCK["cpu"])) // count)
+        if mode_of(self.program) == "diagonal":
+            side = max(1, int(pairs**0.5))
+            return _Plan(side, side)
+        return _Plan(1, pairs)  # where all pairs of positions are held, rows would be copied
+
+    def _cosines(self, x: Tensor) -> Tensor | None:
+        """Of all pairs at once, where examples have no positions."""
+        if self.program.input_sizes:
+            return None
+        flat = x.flatten(1)
+        norm = flat.norm(dim=1, keepdim=True)
+        return gram(flat / torch.where(norm == 0, 1, norm))
+
+    def _tiles(
+        self, x1: Tensor, x2: Tensor | None, block: int | None
+    ) -> Iterator[tuple[slice, slice, Examples, Examples]]:
+        right = x1 if x2 is None else x2
+        # Without positions they are views and few numbers, and what kernels of examples with
+        # themselves tell is expensive; others are cheaper to find again than to hold.
+        hold = not self.program.input_sizes or self.program.reads_own_mixture
+        held: dict[int, Examples] = {}
+        top, one = -1, Examples(x1)
+        for rows, columns in self._slices(
+            len(x1), None if x2 is None else len(x2), x1.device, block
+        ):
+            if rows.start != top:
+                top, one = rows.start, Examples.of(self.program, x1[rows])
+            other = held.get(columns.start)
+            if other is None:
+                other = Examples.of(self.program, right[columns])
+                if hold:
+                    held[columns.start] = other
+            yield rows, columns, one, other
+
+    def _slices(
+        self, n: int, m: int | None, device: torch.device, block: int | None
+    ) -> Iterator[tuple[slice, slice]]:
+        """Tiles; of the upper triangle and its neighbourhood if there is no second side."""
+        plan = self._plan(device, block)
+        for top in range(0, n, plan.rows):
+            rows = slice(top, min(top + plan.rows, n))
+            end = n if m is None else m
+            for begin in range(top if m is None else 0, end, plan.columns):
+                yield rows, slice(begin, min(begin + plan.columns, end))
+
+    def _pairs(self, n: int, m: int | None, device: torch.device, block: int | None) -> int:
+        return sum(
+            (rows.stop - rows.start) * (columns.stop - columns.start)
+            for rows, columns in self._slices(n, m, device, block)
+        )
+
+
+def _same(rows: slice, columns: slice) -> Tensor | None:
+    i, j = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
+    same = i[:, None] == j[None]
+    return same if bool(same.any()) else None
+
+
+def _product(sizes: Sequence[int]) -> int:
+    return int(torch.Size(sizes).numel())

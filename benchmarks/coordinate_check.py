@@ -1,0 +1,182 @@
+"""The runs behind a coordinate check, from data to exponents, against mup's own check.
+
+    python -m benchmarks.coordinate_check
+
+Both train the same networks under muP (``fc`` of depth 3 without biases, plain SGD) on batches of
+the same examples and sizes: 5 widths, 3 seeds, 4 steps. The rival, ``mup.coord_check``, keeps the
+mean size of every module's output in every forward pass, in memory. Ours are a sweep with
+``--stages train,extract --extract '--probe none'``, and ``cache.py --metrics coordinates``: it
+finds conservation laws and follows them, evaluates on the test set twice, writes five checkpoints
+and as many feature files per run, measures outputs and inputs of the layers, their change and its
+parts on 64 probe images by two norms, and fits exponents with their intervals.
+
+``in one process`` both have imported what they need, and ours is what a process of the sweep
+calls; ``as commands`` ours are two, of which the first starts a process for its runs, and mup's is
+one script. Limit: the steps of wide networks, which take either the same time.
+"""
+
+import importlib.util
+import itertools
+import logging
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Row, print_table, ratio
+from Data import load_dataset
+from Data.batches import training_batches
+from Metrics import CacheConfig
+from Metrics.width.caching import cache_experiment
+from Training.config import ExtractConfig, TrainConfig
+from Training.extraction import extract
+from Training.run import train
+from Utils.config import validate
+from Utils.rundir import ExperimentFolder, RunFolder
+
+WIDTHS = (128, 256, 512, 1024, 2048)
+SEEDS, STEPS, LR = 3, 4, 0.2
+
+_BATCH_SIZE = 359  # an epoch of digits has four
+_FLAGS: dict[str, Any] = {
+    "model": "fc",
+    "depth": 3,
+    "bias": False,
+    "param": "mup",
+    "lr": LR,
+    "epochs": 1,
+    "train_batch_size": _BATCH_SIZE,
+    "drop_last": True,
+    "save_at": "1,2,3,4",
+}
+_SCRIPT = Path(__file__).with_name("mup_coordinates.py")
+
+Blocks = dict[str, Callable[[], object]]
+
+
+def measure(
+    widths: Sequence[int] = WIDTHS, seeds: int = SEEDS, repetitions: int = 3, commands: bool = True
+) -> list[Row]:
+    """Ours and mup's, by the clock and of the processor.
+
+    Args:
+        widths: of the networks.
+        seeds: of each.
+        repetitions: of every measurement.
+        commands: whether processes are started as well.
+    """
+    from benchmarks import mup_coordinates  # not everybody has mup
+
+    logging.disable(logging.INFO)
+    task = (batches(), list(widths), seeds, LR)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(task, folder / "tasks.pt")
+        here: Blocks = {
+            "ours": lambda: ours(_new(folder), widths, seeds),
+            "mup": partial(mup_coordinates.check, *task),
+        }
+        rows.append(_row("in one process", here, repetitions))
+        if commands:
+            started: Blocks = {
+                "ours": lambda: _start_ours(_new(folder), widths, seeds),
+                "mup": lambda: _start(str(_SCRIPT), str(folder / "tasks.pt")),
+            }
+            rows.append(_row("as commands", started, repetitions))
+    logging.disable(logging.NOTSET)
+    return rows
+
+
+def ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
+    """What the two commands do, in this process."""
+    experiment, runs = {"experiment": "e", "save_dir": str(folder)}, []
+    for width, seed in itertools.product(widths, range(seeds)):
+        place = {**experiment, "expid": f"width={width},seed={seed}"}
+        flags = {**_FLAGS, "width": width, "seed": seed}
+        config = validate(TrainConfig, {**flags, **place}, "benchmark")
+        runs.append(RunFolder(config.run_path))
+        train(config, nullcontext(runs[-1]))
+        extract(validate(ExtractConfig, {"probe": "none", **place}, "benchmark"), runs[-1])
+    caching = validate(CacheConfig, {**experiment, "metrics": "coordinates"}, "benchmark")
+    cache_experiment(caching, ExperimentFolder(folder / "e"), runs)
+
+
+def _start_ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
+    place = ["--experiment", "e", "--save-dir", str(folder)]
+    fixed = [f"--{k.replace('_', '-')}={v}".lower() for k, v in _FLAGS.items()]
+    varied = ["--width", *map(str, widths), "--seed", *map(str, range(seeds))]
+    stages = ["--stages", "train,extract", "--extract", "--probe none"]
+    _start("-m", "scripts.sweep", *place, *fixed, *varied, *stages, "--jobs", "1")
+    _start("cache.py", *place, "--metrics", "coordinates")
+
+
+def _start(*arguments: str) -> None:
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(
+        [sys.executable, *arguments], cwd=root, env=environment, check=True, capture_output=True
+    )
+
+
+def _new(parent: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=parent))
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """What the first of our seeds trains on."""
+    train = load_dataset("digits", "", 0).train
+    batches = training_batches(train, _BATCH_SIZE, 0, drop_last=True)
+    return [batches.next() for _ in range(STEPS)]
+
+
+def _row(case: str, blocks: Blocks, repetitions: int) -> Row:
+    """Medians, and of ratios those over pairs."""
+    wall: dict[str, list[float]] = {name: [] for name in blocks}
+    processor: dict[str, list[float]] = {name: [] for name in blocks}
+    for repetition in range(-1, repetitions):  # once to warm up
+        for name, block in blocks.items():
+            begin, used = time.perf_counter(), _processor_seconds()
+            block()
+            if repetition >= 0:
+                wall[name].append(time.perf_counter() - begin)
+                processor[name].append(_processor_seconds() - used)
+    return {
+        "case": case,
+        "ours / s": median(wall["ours"]),
+        "mup / s": median(wall["mup"]),
+        "ours / mup": ratio(wall["ours"], wall["mup"]),
+        "ours / s of processor": median(processor["ours"]),
+        "mup / s of processor": median(processor["mup"]),
+        "ours / mup of processor": ratio(processor["ours"], processor["mup"]),
+    }
+
+
+def _processor_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def main() -> None:
+    """Print the table."""
+    if importlib.util.find_spec("mup") is None:
+        print("\ncoordinate_check: left out, as mup is not installed")
+        return
+    title = f"Coordinate check, widths {WIDTHS[0]} to {WIDTHS[-1]}, {SEEDS} seeds, {STEPS} steps"
+    print_table(f"{title} of {_BATCH_SIZE} examples", measure())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Kernels of infinitely wide networks: seconds per entry, and memory.
+
+    python -m benchmarks infinite
+
+CPU seconds of one thread, the least of five, first call apart; memory is the growth of the
+process's peak during one call, results included, measured in a process of its own. The rival is
+neural-tangents (jax 0.5.3), which cannot be installed beside this project; its numbers, measured
+on a 2-core x86 machine, stand beside ours. Limit: pairs of positions are all computed, though for
+an example with itself half of them would do.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from benchmarks.common import Row, print_table
+from Models.infinite import InfiniteNetwork, Parametrization, infinite_network
+
+RIVAL = {
+    ("fc relu3, n=1000, d=784", "float32"): 0.044e-3,
+    ("fc relu3, n=1000, d=784", "float64"): 0.099e-3,
+    ("pooled, 3 conv, n=4, 32x32", "float32"): 416.0,
+    ("pooled, 3 conv, n=4, 32x32", "float64"): 137.0,
+    ("myrtle, n=4, 32x32", "float32"): 268.0,
+    ("myrtle, n=4, 32x32", "float64"): 96.0,
+    ("flattened, 5 conv, n=50, 32x32", "float32"): 0.073,
+}
+"""Milliseconds per entry of both kernels."""
+
+
+def _convolutions(count: int, channels: int = 3) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        layers += [nn.Conv2d(channels, 2, 3, padding=1), nn.ReLU()]
+        channels = 2
+    return layers
+
+
+def _myrtle() -> nn.Module:
+    one = [*_convolutions(2), nn.AvgPool2d(2), *_convolutions(1, 2), nn.AvgPool2d(2)]
+    return nn.Sequential(
+        *one, *_convolutions(1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10)
+    )
+
+
+def _dense() -> nn.Module:
+    layers: list[nn.Module] = [nn.Linear(784, 2), nn.ReLU()]
+    for _ in range(2):
+        layers += [nn.Linear(2, 2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(2, 10))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
+    "fc relu3, n=1000, d=784": (_dense, 1000, (784,)),
+    "flattened, 5 conv, n=50, 32x32": (
+        lambda: nn.Sequential(*_convolutions(5), nn.Flatten(), nn.Linear(2048, 10)),
+        50,
+        (3, 32, 32),
+    ),
+    "pooled, 3 conv, n=4, 32x32": (
+        lambda: nn.Sequential(
+            *_convolutions(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10)
+        ),
+        4,
+        (3, 32, 32),
+    ),
+    "myrtle, n=4, 32x32": (_myrtle, 4, (3, 32, 32)),
+}
+"""Network, examples, shape of one."""
+
+
+def prepared(case: str, dtype: torch.dtype) -> tuple[InfiniteNetwork, torch.Tensor]:
+    """The network and the examples of a case."""
+    make, n, shape = CASES[case]
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return infinite_network(make(), shape, scaling=Parametrization("ntk", 2.0, 0.01)), x
+
+
+def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 5) -> list[Row]:
+    """One row per case and number format.
+
+    Args:
+        cases: keys of ``CASES``.
+        repetitions: of each; the least counts.
+    """
+    rows: list[Row] = []
+    for case in cases:
+        for name in ("float32", "float64"):
+            network, x = prepared(case, getattr(torch, name))
+            seconds = []
+            for _ in range(repetitions + 1):
+                start = time.process_time()
+                network.kernels(x)
+                seconds.append(time.process_time() - start)
+            entry = min(seconds[1:]) / len(x) ** 2 * 1e3
+            rival = RIVAL.get((case, name))
+            rows.append(
+                {
+                    "case": case,
+                    "format": name,
+                    "first call / s": seconds[0],
+                    "ms per entry": entry,
+                    "neural-tangents / ours": "" if rival is None else rival / entry,
+                    "memory / MB": _memory(case, name),
+                }
+            )
+    return rows
+
+
+def _memory(case: str, name: str) -> float:
+    """Growth of the peak in a process of its own."""
+    code = f"from benchmarks.infinite import grown; print(grown({case!r}, {name!r}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(found.stdout.split()[-1])
+
+
+def grown(case: str, name: str) -> float:
+    """MB by which one call raises the peak of this process, after one of two examples."""
+    network, x = prepared(case, getattr(torch, name))
+    network.kernels(x[:2])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    network.kernels(x)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    print_table("Kernels at infinite width", measure())
+
+
+if __name__ == "__main__":
+    main()
