@@ -208,9 +208,7 @@ class Parametrized:
         if std == 0:
             parameter.zero_()
             return
-        stream = generator(
-            self.config.seed, "weights", self.config.finite_width or 0, place.name
-        )
+        stream = generator(self.config.seed, "weights", self.config.finite_width or 0, place.name)
         drawn = torch.randn(place.shape, generator=stream, dtype=torch.float32).to(parameter)
         parameter.copy_(drawn.mul_(std))
         if abc.mean and place.kind == "weight" and place.fan_in_grows:

@@ -63,7 +63,8 @@ class Cost:
 def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator[str]:
     """The runs with their steps, then time and disk of those that are not done; yields lines.
 
-    Kinds of runs of which one is done are taken from it, others are timed for a few steps.
+    Kinds of runs of which one is done are taken from it, others are timed for a few steps; but
+    for those of infinite width, which are mainly kernels, and say what these take as they begin.
 
     Raises:
         UserError: a run cannot be begun.
@@ -80,6 +81,9 @@ def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator
         if where.condition in {"done", "diverged", "failed"}:
             continue
         kind = _kind(run)
+        if config.is_infinite and kind not in known:
+            yield f"{run.expid}: how long its kernels take is told when it begins"
+            continue
         if kind not in costs:
             costs[kind] = known.get(kind) or measure(config)
         cost = costs[kind]
