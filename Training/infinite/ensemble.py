@@ -50,7 +50,7 @@ class EnsembleVariance:
         weights = self._cross @ self._solver(step)
         mixed = (weights * self._prior.probe).sum(1)
         own = ((weights @ self._prior.train) * weights).sum(1)
-        return self._prior.probe_variance - 2 * mixed + own
+        return (self._prior.probe_variance - 2 * mixed + own).clamp(min=0)  # but for rounding
 
     def _solver(self, step: int) -> Tensor:
         """B_t."""

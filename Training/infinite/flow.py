@@ -58,7 +58,8 @@ def flow(groups: Any, lr: float, network: FunctionSpaceNetwork) -> Flow:
     if network.loss is mean_squared_error:
         slope = 2 / network.dual.numel()
         return Flow(groups, lr, partial(_with_squared_error, modes, slope))
-    return Flow(groups, lr, partial(_with_any_loss, modes, network.loss, network.targets))
+    targets = network.targets.to(network.dual.device)
+    return Flow(groups, lr, partial(_with_any_loss, modes, network.loss, targets))
 
 
 def _with_squared_error(modes: Modes, slope: float, dual: Tensor, time: float) -> Tensor:

@@ -80,6 +80,7 @@ def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator
         yield f"{run.expid}: {steps} steps, {where.condition}"
         if where.condition in {"done", "diverged", "failed"}:
             continue
+        all_steps += steps
         kind = _kind(run)
         if config.is_infinite and kind not in known:
             yield f"{run.expid}: how long its kernels take is told when it begins"
@@ -89,7 +90,6 @@ def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator
         cost = costs[kind]
         seconds += cost.beginning + steps * cost.step + epochs * cost.evaluation
         size += cost.checkpoint * (1 + len(config.save_steps(steps)) + epochs)
-        all_steps += steps
     yield f"{len(runs)} runs: {counts(standings)}; {all_steps} steps to do"
     if not costs:
         return

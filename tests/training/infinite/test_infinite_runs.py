@@ -27,9 +27,11 @@ from Training.function_space import (
     SquaredError,
     Stretch,
     batch_numbers,
+    gp_posterior,
     sgd_rules,
     train_on_batches,
 )
+from Training.infinite.kernels import prior_kernel
 from Training.optimizers import build_optimizer
 from Training.parametrized import resolve
 from Training.rebuild import rebuild_config
@@ -193,6 +195,17 @@ def test_a_continued_run_equals_the_uninterrupted_one(own: Runs) -> None:
     for step in whole.checkpoint_steps():
         one, other = (load_checkpoint(run.checkpoint(step)) for run in (whole, again))
         assert not differences(one, other)
+
+
+def test_the_end_of_the_readouts_flow_is_bayesian_inference(trained: Runs) -> None:
+    """The posterior of the Gaussian process, as docs/infinite_training.md computes it."""
+    flags = "--train-batch-size 48 --epochs 1 --loss mse --optimizer flow --lr 1e9"
+    run = trained(f"{INFINITE} --nngp --no-bias {flags}")
+    targets, prior = _one_hot(_data(_config(run)).train.targets), prior_kernel(run)
+    assert prior is not None
+    posterior = gp_posterior(prior.train, targets, prior.probe, prior.probe_variance.diag())
+    np.testing.assert_allclose(_probe(run, 1, "logits"), posterior.mean, atol=1e-6)
+    np.testing.assert_allclose(_probe(run, 1, "variance"), posterior.variance, atol=1e-6)
 
 
 def test_only_the_readout_learns_with_nngp(trained: Runs) -> None:
