@@ -27,12 +27,12 @@ def _run(config: CacheConfig) -> int:
 
 def _experiment(config: CacheConfig) -> int:
     with open_experiment(config) as (experiment, runs):
-        from Metrics.width.caching import cache_experiment, contradictions
+        from Metrics.width.caching import cache_experiment, disagreement
 
         found = cache_experiment(config, experiment, runs)
         for findings in found:
             print(findings.text())
-    return int(config.assert_ and contradictions(found))
+    return int(config.assert_ and disagreement(found))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 dense record: ``steps`` [T], ``time`` [T], ``sources`` [T] (which checkpoints), the metric's
 ``<curve>/<layer>`` [T, U], ``dense/steps`` [D], ``dense/time`` [D], ``dense/<curve>/<layer>``
 [D], and ``gate/<layer>`` [U] with the attribute ``reason``. Dimension scales name every axis;
-units are counted by ``<layer> unit`` [U].
+units are counted by ``<layer> unit`` [U], what a metric calls otherwise by ``<layer> <axis>``.
 """
 
 import json
@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from Metrics.features import StepFeatures
-from Metrics.metric import Arrays, Derives, Metric, Verdict
+from Metrics.metric import Arrays, Derives, Describes, Metric, Verdict
 from Metrics.registry import MetricEntry
 from Utils.errors import UserError
 from Utils.storage import datasets, open_hdf5, write_hdf5
 
 _AGAIN = "run cache.py again with --overwrite"
-_UNIT = " unit"
+_UNIT = ("unit",)
+_HEAD = {"steps", "time", "sources"}
 
 Array = NDArray[Any]
 
@@ -45,7 +46,9 @@ class Part:
     def of(cls, metric: Metric, features: StepFeatures) -> "Part":
         """A metric at a step; raises ``UserError`` if it cannot be computed."""
         rows = {"time": features.time, **metric.rows(features)}
-        arrays = {path: np.asarray(row)[None] for path, row in rows.items()}
+        curves = list(dict.fromkeys(path.partition("/")[0] for path in rows))
+        order = sorted(rows, key=lambda path: curves.index(path.partition("/")[0]))  # as in files
+        arrays = {path: np.asarray(rows[path])[None] for path in order}
         return cls(arrays | dict(metric.dense(features)), metric.verdicts(features))
 
 
@@ -98,7 +101,9 @@ class CacheFile:
         self._parts = {
             path: [array]
             for path, array in arrays.items()
-            if not path.startswith("gate/") and not path.endswith(_UNIT) and path not in derived
+            if (path in _HEAD or "/" in path)
+            and not path.startswith("gate/")
+            and path not in derived
         }
 
     def _derived(self, curves: Arrays) -> Arrays:
@@ -134,18 +139,21 @@ class CacheFile:
         gates = {f"gate/{layer}": v.open.astype(np.uint8) for layer, v in self._verdicts.items()}
         reasons = {f"gate/{layer}": {"reason": v.reason} for layer, v in self._verdicts.items()}
         arrays = self._curves() | gates
-        scales = {path: _scales(path, array.ndim) for path, array in arrays.items()}
+        described = self._metric if isinstance(self._metric, Describes) else None
+        axes = described.axes if described else {}
+        scales = {path: _scales(path, array.ndim, axes) for path, array in arrays.items()}
         units = {
-            scale: np.arange(arrays[path].shape[-1])
+            scale: np.arange(size)
             for path, names in scales.items()
-            for scale in names
-            if scale.endswith(_UNIT)
+            for scale, size in zip(names, arrays[path].shape, strict=bool(names))
+            if scale not in ("steps", "dense/steps")
         }
         steps = sorted(self._sources)
         sources = [self._sources[step] for step in steps]
         head = {"steps": np.array(steps, np.int64), "sources": np.array(sources, "S")}
         scales["sources"] = ("steps",)
         attributes = self._entry.attributes(sources)
+        attributes |= described.attributes if described else {}
         attributes["settings"] = json.dumps(dict(self._metric.settings))
         write_hdf5(self.path, head | arrays | units, attributes, scales, reasons)
         self._changed = False
@@ -163,11 +171,11 @@ class CacheFile:
         return curves | dict(self._derived({"steps": np.array(sorted(self._sources)), **curves}))
 
 
-def _scales(path: str, axes: int) -> tuple[str, ...]:
-    """The dimension scale of each axis of a dataset."""
+def _scales(path: str, count: int, axes: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The dimension scale of each of so many axes of a dataset."""
     group, _, layer = path.rpartition("/")
-    units = f"{layer}{_UNIT}"
+    own = tuple(f"{layer} {axis}" for axis in axes.get(group, _UNIT))
     if group == "gate":
-        return (units,)
+        return own[:1]
     steps = "dense/steps" if path.startswith("dense/") else "steps"
-    return () if path == steps else (steps, units)[:axes]
+    return () if path == steps else (steps, *own)[:count]

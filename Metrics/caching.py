@@ -12,7 +12,9 @@ from functools import partial
 from Metrics.cache_file import CacheFile, Part
 from Metrics.config import CacheConfig
 from Metrics.features import NotRecorded, step_features
-from Metrics.metric import Context
+from Metrics.kernels.at import KernelAt
+from Metrics.kernels.linear import Linear
+from Metrics.metric import Context, Forecasts, Metric
 from Metrics.model_at import ModelAt
 from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
@@ -63,6 +65,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
             )
             for entry in entries
         ]
+        for line in _forecasts(metrics, caches, steps):
+            log.info(line)
         passed = _Pass(run, caches)
         passed.through(steps, make if config.workers else lambda: here, config.workers)
         new, unreadable, failed = passed.new, passed.unreadable, passed.failed
@@ -75,6 +79,20 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
             if isinstance(error, NotRecorded):
                 log.info("%s is left out: %s", name, error)
     return _successful(caches, failed, unreadable, len(steps))
+
+
+def _forecasts(
+    metrics: Mapping[str, Metric], caches: Sequence[CacheFile], steps: Sequence[int]
+) -> list[str]:
+    """What the steps that are new to caches will take, each line once.
+
+    Raises:
+        UserError: more than there is.
+    """
+    new = {cache.name: sum(map(cache.lacks, steps)) for cache in caches}
+    costly = [(m, new[name]) for name, m in metrics.items() if isinstance(m, Forecasts)]
+    lines = (line for m, count in costly if count for line in m.forecast(count))
+    return list(dict.fromkeys(lines))
 
 
 def _successful(
@@ -159,7 +177,9 @@ class _Computation:
         theirs = is_upstreams(hyperparameters)
         predict = Unobserved(run, self._laws, hyperparameters) if theirs else recorded
         model_at = ModelAt(run, hyperparameters, config)
-        context = Context(self._laws, config, hyperparameters, model_at, predict)
+        kernel_at = KernelAt(run, hyperparameters, config, self._laws, model_at)
+        linear = Linear(config, hyperparameters, model_at, kernel_at)
+        context = Context(self._laws, config, hyperparameters, model_at, predict, kernel_at, linear)
         self.metrics = {name: METRICS[name].load()(context) for name in names}
 
     def __call__(self, job: _Job) -> _Found:

@@ -135,7 +135,7 @@ class Certificate(Curves):
             charges, sizes = laws.measure_with_sizes(there.__getitem__)
             with torch.no_grad():
                 new = at.logits(moved.parameters)
-                change = (at.loss(new, at.batch[1]) - loss).abs() / loss
+                change = (at.loss(new, at.batch[1]) - loss).abs() / loss.abs()
             findings[f"{family.kind} {family.layer}"] = Findings(
                 float(change),
                 float((self._seen(new) - logits).abs().max() / logits.abs().max()),

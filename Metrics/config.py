@@ -1,5 +1,7 @@
 """The flags of stage 3."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from Metrics.registry import DEFAULT_METRICS, IF_NAMED, OF_EXPERIMENTS, own_names
@@ -32,6 +34,22 @@ class CacheConfig(RunConfig):
     eigenvalues: int = Field(
         3, ge=1, description="Largest eigenvalues of each matrix that `sharpness` computes."
     )
+    kernel: Literal["traced", "full"] = Field(
+        "traced",
+        description="Of tangent kernels, the mean over the outputs, which is examples² numbers "
+        "per checkpoint, or all pairs of outputs.",
+    )
+    kernel_on: Literal["probe", "train"] = Field(
+        "probe",
+        description="Examples of tangent kernels: the run's probe batch, which is of test "
+        "examples, or --examples training examples.",
+    )
+    reference: int = Field(
+        0,
+        ge=0,
+        description="Step at which `modes`, `linearized` and `lazy` take the network as linear, "
+        "and with which `alignment` compares.",
+    )
     device: DeviceName = Field("auto", description="Where metrics run the network.")
     workers: int = Field(
         0, ge=0, description="Processes that share the steps or runs; 0: none but this one."
@@ -39,7 +57,7 @@ class CacheConfig(RunConfig):
     assert_: bool = Field(
         False,
         description="Exit with 1 if an exponent of an experiment's metrics contradicts its "
-        "prediction.",
+        "prediction, or fewer than 95 % of a group's agree.",
     )
 
     def metric_names(self) -> list[str]:

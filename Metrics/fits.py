@@ -23,7 +23,11 @@ and the constants beside powers of them."""
 PRE_ASYMPTOTIC = 0.15
 """A fit whose slope over the last octave differs by more is not yet a power of the width."""
 
-Verdict = Literal["agrees", "contradicts", "pre-asymptotic", ""]
+RESOLUTION = 0.5
+"""Powers of the width that theories tell apart are mostly halves: with a margin so wide, a
+measurement near one of them is as near to the next."""
+
+Verdict = Literal["agrees", "contradicts", "pre-asymptotic", "undecided", ""]
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Fit:
 
         A miss is no contradiction while the slope still changes towards the prediction, nor
         where it lies between the exponents of the parts of a sum: the largest wins in the end,
-        at widths that their constants decide on.
+        at widths that their constants decide on. On the way there a sum's slope can only rise:
+        one that falls is no such sum.
 
         Args:
             predicted: the exponent that theory gives; ``None`` if it gives none.
@@ -62,11 +67,12 @@ class Fit:
         """
         if predicted is None:
             return ""
-        error = abs(self.exponent - float(predicted))
-        if error <= MARGIN + self.interval:
-            return "agrees"
-        margin = MARGIN + self.interval
-        if least is not None and float(least) - margin <= self.exponent <= float(predicted):
+        error, margin = abs(self.exponent - float(predicted)), MARGIN + self.interval
+        if error <= margin:
+            return "agrees" if margin < RESOLUTION else "undecided"
+        falls = self.last_octave < self.exponent - PRE_ASYMPTOTIC
+        within = least is not None and float(least) - margin <= self.exponent <= float(predicted)
+        if within and not falls:
             return "pre-asymptotic"
         nearer = abs(self.last_octave - float(predicted)) < error
         return "pre-asymptotic" if self.pre_asymptotic and nearer else "contradicts"

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures
+from Metrics.kernels.at import KernelAt
+from Metrics.kernels.linear import Linear
 from Metrics.model_at import ModelAt
 from Metrics.predictions import Predict
 from Models.symmetry import Laws
@@ -27,6 +29,8 @@ class Context:
         hyperparameters: of the run, as ``hyperparameters.json`` has them.
         model_at: the run's network at the checkpoints; costs nothing until it is used.
         predict: gives what the laws say of the charges at a checkpoint.
+        kernel_at: the run's tangent kernel at the checkpoints; likewise.
+        linear: what the run would do if it were linear in its weights; likewise.
     """
 
     laws: Laws
@@ -34,6 +38,8 @@ class Context:
     hyperparameters: Mapping[str, Any]
     model_at: ModelAt
     predict: Predict
+    kernel_at: KernelAt
+    linear: Linear
 
     @property
     def seed(self) -> int:
@@ -89,6 +95,31 @@ class Derives(Protocol):
 
         Args:
             curves: "steps" [T], and :meth:`Metric.rows` and :meth:`Metric.dense` over all steps.
+        """
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """What else a metric is whose arrays are not all curves of units."""
+
+    @property
+    def axes(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the axes after that of the steps, by curve; the others have units."""
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """What else its cache says of itself."""
+
+
+@runtime_checkable
+class Forecasts(Protocol):
+    """What else a metric is that takes long, or much memory."""
+
+    def forecast(self, steps: int) -> list[str]:
+        """What so many checkpoints will take, in lines; those of several metrics may be equal.
+
+        Raises:
+            UserError: they need more than there is.
         """
 
 

@@ -26,7 +26,8 @@ from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.seeds import stream_seed
 
-_INSTEAD = f"leave {' and '.join(IF_NAMED)} out of --metrics"
+INSTEAD = f"leave {', '.join(IF_NAMED)} out of --metrics"
+"""What the user can do without the network."""
 
 
 class SeededModel(nn.Module):
@@ -112,7 +113,7 @@ class ModelAt:
     @cached_property
     def model(self) -> SeededModel:
         """The network, on the device; its weights are those of the last :meth:`load`."""
-        model = rebuild_model(self._run, self._hyperparameters, _INSTEAD)
+        model = rebuild_model(self._run, self._hyperparameters, INSTEAD)
         replace_all_batch_norm_modules_(model)  # they now normalise by the batch alone
         seed = stream_seed(self.training.seed, "dropout")
         return SeededModel(model, seed).to(self.device).train()
@@ -137,14 +138,7 @@ class ModelAt:
             for name, value in features.model_state().items()
             if name in own or not _is_running_statistic(name)
         }
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{features.path} does not fit the model ({reason}); bring the model's code "
-                f"back, or {_INSTEAD}"
-            ) from error
+        load_weights(model, state, features)
         self._loaded = features.source
         return self.model
 
@@ -157,6 +151,22 @@ class ModelAt:
         replaced = {f"model.{name}": value for name, value in parameters.items()}
         logits: Tensor = functional_call(self.model, buffers | replaced, (self.batch[0],))
         return logits
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], features: StepFeatures) -> None:
+    """Give a network the weights of a step.
+
+    Raises:
+        UserError: they are another network's.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{features.path} does not fit the model ({reason}); bring the model's code back, "
+            f"or {INSTEAD}"
+        ) from error
 
 
 def _is_running_statistic(name: str) -> bool:

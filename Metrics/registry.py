@@ -28,6 +28,12 @@ Kind = Literal[
     "outputs",
     "coordinates",
     "transfer",
+    "kernels",
+    "spectrum",
+    "alignment",
+    "modes",
+    "linearized",
+    "lazy",
 ]
 """The forms of figures."""
 
@@ -53,9 +59,10 @@ class MetricEntry(Entry):
             velocities over positions, "units" for curves of units of layers,
             "gradients" for weights and their gradients, "stability" for eigenvalues and their
             threshold, "certificate" for deviations from zero, "curves" for anything,
-            "exponents" for powers of the width, "coordinates" also for a phase diagram of
-            parametrizations, "transfer" for losses over learning rates, "outputs" for a
-            histogram.
+            "kernels", "spectrum", "alignment", "modes", "linearized" and "lazy" for tangent
+            kernels and linear models, "exponents" for powers of the width, "coordinates" also for
+            a phase diagram of parametrizations, "transfer" for losses over learning rates,
+            "outputs" for a histogram.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
@@ -232,6 +239,70 @@ METRICS: Registry[MetricEntry] = Registry(
             default=False,
         ),
         MetricEntry(
+            "ntk",
+            "Metrics.kernels.ntk:TangentKernels",
+            "the empirical tangent kernel: its change, velocity and top eigenspace",
+            "Jacot, Gabriel and Hongler, Neural Tangent Kernel, NeurIPS 2018; Fort et al., Deep "
+            "Learning versus Kernel Learning, NeurIPS 2020",
+            title="Empirical tangent kernel",
+            ylabel=r"$\mathrm{tr}\,\Theta / N$",
+            units="output² / parameter²",
+            kind="kernels",
+            default=False,
+        ),
+        MetricEntry(
+            "spectrum",
+            "Metrics.kernels.spectra:Spectrum",
+            "eigenvalues and ranks of the tangent kernel, and the largest stable learning rate",
+            "Jacot, Gabriel and Hongler, NeurIPS 2018; Xiao, Pennington and Schoenholz, ICML 2020",
+            title="Spectrum of the tangent kernel",
+            ylabel="eigenvalue",
+            units="output² / parameter²",
+            kind="spectrum",
+            default=False,
+        ),
+        MetricEntry(
+            "alignment",
+            "Metrics.kernels.alignment:Alignment",
+            "alignment of the tangent kernel with the targets, by layer and class",
+            "Cortes, Mohri and Rostamizadeh, JMLR 2012; Atanasov, Bordelon and Pehlevan, Silent "
+            "Alignment, ICLR 2022",
+            title="Alignment of the tangent kernel",
+            ylabel="alignment",
+            kind="alignment",
+            default=False,
+        ),
+        MetricEntry(
+            "modes",
+            "Metrics.kernels.modes:Modes",
+            "errors along the tangent kernel's eigenvectors, and their predicted decay",
+            "Bordelon, Canatar and Pehlevan, ICML 2020; Lee et al., NeurIPS 2019",
+            title="Errors along eigenvectors of the tangent kernel",
+            ylabel="error of a mode",
+            kind="modes",
+            default=False,
+        ),
+        MetricEntry(
+            "linearized",
+            "Metrics.kernels.linearized:Linearized",
+            "what the network would do if it were linear in its weights, trained the same way",
+            "Lee et al., Wide Neural Networks of Any Depth Evolve as Linear Models, NeurIPS 2019",
+            title="Linearized training",
+            ylabel="loss, accuracy",
+            kind="linearized",
+            default=False,
+        ),
+        MetricEntry(
+            "lazy",
+            "Metrics.kernels.lazy:Lazy",
+            "changes of weights, kernel, activations and features, zero for lazy training",
+            "Chizat, Oyallon and Bach, On Lazy Training, NeurIPS 2019; Geiger et al., 2020",
+            title="Distance from lazy training",
+            ylabel="relative change",
+            kind="lazy",
+            default=False,
+        ),
+        MetricEntry(
             "coordinates",
             "Metrics.width.coordinates:Coordinates",
             "sizes of coordinates against the width, and the own and propagated parts of their "
@@ -307,6 +378,17 @@ METRICS: Registry[MetricEntry] = Registry(
             _HAJJAR,
             title="Ranks",
             ylabel="rank",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "ntk-change",
+            "Metrics.width.kernel:KernelChange",
+            "size and relative change of the tangent kernel, against the width",
+            "Lee et al., NeurIPS 2019; Dyer and Gur-Ari, ICLR 2020; " + _WIDTH,
+            title="Change of the tangent kernel",
+            ylabel="relative change",
             kind="exponents",
             default=False,
             scope="experiment",

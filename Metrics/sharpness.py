@@ -6,8 +6,8 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch.optim import Optimizer
 
+from Metrics.edge import Edge
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Curves, Verdict
 from Metrics.spectrum import (
@@ -18,8 +18,7 @@ from Metrics.spectrum import (
     largest_eigenvalues,
     preconditioned,
 )
-from Metrics.stability import Stability, stability
-from Training.optimizers import build_optimizer
+from Metrics.stability import Stability
 
 HESSIAN, GAUSS_NEWTON, PRECONDITIONED = "Hessian", "Gauss-Newton", "preconditioned Hessian"
 """The matrices, which are the "layers" of the cache."""
@@ -42,7 +41,7 @@ class Sharpness(Curves):
             HESSIAN: self._largest(curvature),
             GAUSS_NEWTON: self._largest(gauss_newton(model, at.loss, at.batch)),
         }
-        edge = self._edge(features.step)
+        edge = self._edge.at(features.step)
         if edge and edge.preconditioner:
             inverse = self._inverse(features, edge)
             spectra[PRECONDITIONED] = (
@@ -58,14 +57,7 @@ class Sharpness(Curves):
 
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """Whether the threshold is one: for known optimizers that do not clip the gradient."""
-        edge, training = self._edge(features.step), self.context.model_at.training
-        reason = ""
-        if edge is None:
-            reason = f"no threshold is known for {training.optimizer}"
-        elif training.clip_norm is not None:
-            reason = "clipped steps stay bounded at any curvature"
-        elif training.is_parametrized:
-            reason = "the parametrization gives parameters different learning rates"
+        edge, reason = self._edge.at(features.step), self._edge.reason(features.step)
         units = np.full(self.context.config.eigenvalues, not reason)
         return {_decisive(edge): Verdict(units, reason)}
 
@@ -78,17 +70,8 @@ class Sharpness(Curves):
         return Spectrum(nothing, nothing)
 
     @cached_property
-    def _optimizer(self) -> Optimizer:
-        """The run's, for its hyper-parameters by torch's own names."""
-        at = self.context.model_at
-        return build_optimizer(at.training, at.model.model)
-
-    def _edge(self, step: int) -> Stability | None:
-        """The edge of stability for the update after ``step``."""
-        schedule = self.context.model_at.schedule
-        if len(schedule.phases) > 1:
-            self._optimizer.param_groups[0]["momentum"] = schedule.momentum(step)
-        return stability(self._optimizer, schedule.lr(step))
+    def _edge(self) -> Edge:
+        return Edge(self.context.model_at)
 
     def _inverse(self, features: StepFeatures, edge: Stability) -> Floats | None:
         """[P] 1/p, zero for parameters that have never had a gradient; ``None`` before a step."""

@@ -122,6 +122,8 @@ def _grad(
     create_graph: bool = False,
 ) -> list[Tensor]:
     """The derivatives of ⟨output, weight⟩, zero where there is none; the graph is kept."""
+    if not output.requires_grad:  # as the gradient of a loss that is linear
+        return [torch.zeros_like(x) for x in inputs]
     return list(
         torch.autograd.grad(
             output,

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from Utils.storage import open_hdf5
 
+_PARTED = 0.1
+"""RMSE, relative to how far the outputs have moved, from which on two networks are said to part."""
+
 
 @dataclass(frozen=True)
 class Deviation:
@@ -81,7 +84,7 @@ def _worst(file: h5py.File, layer: str, gate: NDArray[np.bool_]) -> tuple[float,
 def deviation_table(caches: list[Path], by_layer: bool = False) -> str:
     """One line per run and metric that has laws, and one per cause where they do not apply.
 
-    Certificates have a line each, below the table.
+    Certificates and linear models have a line each, below the table.
 
     Args:
         caches: cache files of any metrics and runs.
@@ -91,7 +94,8 @@ def deviation_table(caches: list[Path], by_layer: bool = False) -> str:
         the table; empty if no metric among them is about laws.
     """
     certified = [line for cache in caches for line in _certified(cache)]
-    return "\n".join([*_law_lines(caches, by_layer), *certified])
+    parted = [line for cache in caches for line in _parted(cache)]
+    return "\n".join([*_law_lines(caches, by_layer), *certified, *parted])
 
 
 def _law_lines(caches: list[Path], by_layer: bool) -> list[str]:
@@ -142,6 +146,20 @@ def _certified(cache: Path) -> list[str]:
                 if not gate[()].all()
             ),
         ]
+
+
+def _parted(cache: Path) -> list[str]:
+    """When a network's outputs leave those of the linear model that takes the same steps."""
+    with open_hdf5(cache, "run cache.py again") as file:
+        if file.attrs["kind"] != "linearized":
+            return []
+        moved, apart = file["empirical/outputs"][:, 0], file["weights/outputs"][()]
+        left = file["steps"][()][apart > _PARTED * moved]
+        run, part = cache.parent.parent.name, f"{_PARTED:.0%} of the outputs' change"
+        if not len(left):
+            return [f"linearized: {run} stays within {part} of the linear model"]
+        last = f"{apart[-1] / moved[-1]:.0%} at the last step"
+        return [f"linearized: {run} leaves the linear model by {part} at step {left[0]}; {last}"]
 
 
 def _justified(column: int, cell: str, width: int) -> str:

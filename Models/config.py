@@ -31,10 +31,13 @@ INFINITE: Literal["inf"] = "inf"
 def _number_or_infinite(value: Any) -> Any:
     if value is None or value == INFINITE:
         return value
-    is_whole = not isinstance(value, bool | float) and str(value).strip().isdecimal()
-    if not is_whole or int(value) < 1:
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer() or number < 1:
         raise ValueError("must be a whole number from 1 on, or inf")
-    return int(value)
+    return int(number)
 
 
 Width = Annotated[

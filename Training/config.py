@@ -39,7 +39,7 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
         False, description="Leave out an epoch's last batch if it is smaller; so does --tpu."
     )
 
-    loss: str = Field("ce", description="ce or mse, explained above.")
+    loss: str = Field("ce", description="The loss, listed above.")
     epochs: int = Field(30, ge=0, description="Passes over the training data, in each phase.")
     optimizer: str = Field("sgd", description="The optimizer, listed above.")
     lr: float | None = Field(None, gt=0, description="Learning rate; the optimizer's own default.")

@@ -20,9 +20,23 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def mean_squared_error(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over [N, C] of (logits − targets)²; targets [N, C], or one-hot from [N] int64."""
-    if not targets.is_floating_point():
-        targets = functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
-    return functional.mse_loss(logits, targets)
+    return functional.mse_loss(logits, _as_numbers(targets, logits))
+
+
+def linear(logits: Tensor, targets: Tensor) -> Tensor:
+    """Minus the mean over [N, C] of logits · targets; targets [N, C], or one-hot from [N] int64.
+
+    Its gradient −targets/(NC) depends on no weight: what an update does to a network is then
+    free of how large the outputs happen to be. It has no minimum.
+    """
+    return -(logits * _as_numbers(targets, logits)).mean()
+
+
+def _as_numbers(targets: Tensor, logits: Tensor) -> Tensor:
+    """[N, C]: real targets as they are, classes [N] one-hot."""
+    if targets.is_floating_point():
+        return targets
+    return functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
 
 
 class LossRecord:

@@ -176,6 +176,13 @@ LOSSES: Registry[LossEntry] = Registry(
             "squared distance to the target (one-hot for classes), mean over examples and outputs",
             tasks=("classification", "regression"),
         ),
+        LossEntry(
+            "linear",
+            "Training.losses:linear",
+            "minus output times target (one-hot for classes), mean over examples and outputs: its "
+            "gradient in the outputs is constant; for exponents of the first steps",
+            tasks=("classification", "regression"),
+        ),
     ],
 )
 

@@ -12,7 +12,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-Stream = Literal["init", "data", "augment", "dropout", "probe", "examples", "content", "weights"]
+Stream = Literal[
+    "init", "data", "augment", "dropout", "probe", "examples", "content", "weights", "tangent"
+]
 
 
 def stream_seed(seed: int, stream: Stream, *parts: int | str) -> int:

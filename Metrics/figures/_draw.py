@@ -8,7 +8,9 @@ from Metrics.figures._budget import draw_budget
 from Metrics.figures._cache import PERFORMANCE, Cache, Layer
 from Metrics.figures._certificate import draw_certificate
 from Metrics.figures._curves import draw_gradients, draw_network, draw_performance
+from Metrics.figures._kernels import draw_alignment, draw_kernels, draw_spectrum
 from Metrics.figures._laws import draw_laws, draw_many_laws
+from Metrics.figures._linear import draw_lazy, draw_linearized, draw_modes
 from Metrics.figures._options import NothingToDraw, Options, check_layers, select_layers
 from Metrics.figures._panels import Panel, layer_panel, matrix_panel, spread, unit_panel
 from Metrics.figures._phase import draw_phase
@@ -29,6 +31,12 @@ _OTHER_KINDS: dict[str, Callable[[Cache, Sequence[Layer], Options], Figure]] = {
     "gradients": draw_gradients,
     "stability": draw_stability,
     "certificate": draw_certificate,
+    "kernels": draw_kernels,
+    "spectrum": draw_spectrum,
+    "alignment": draw_alignment,
+    "modes": draw_modes,
+    "linearized": draw_linearized,
+    "lazy": draw_lazy,
 }
 
 

@@ -28,6 +28,7 @@ _COLOURS = {
     "agrees": "#0072B2",
     "contradicts": "#D55E00",
     "pre-asymptotic": "#E69F00",
+    "undecided": "#CC79A7",
     "": "0.55",
 }
 _WORDS = {"": "no prediction", "pre-asymptotic": "not yet asymptotic"}

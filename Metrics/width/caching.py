@@ -13,7 +13,14 @@ from pathlib import Path
 
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS, MetricEntry
-from Metrics.width.exponents import Exponent, exponents_of, table_text, write_csv
+from Metrics.width.exponents import (
+    MOST,
+    Exponent,
+    exponents_of,
+    table_text,
+    unconfirmed,
+    write_csv,
+)
 from Metrics.width.members import Group, Member, grouped, read_members
 from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, Quantity, Values, WidthMetric
 from Metrics.width.network import AGAIN, Network
@@ -115,8 +122,8 @@ def cache_experiment(
     return found
 
 
-def contradictions(found: Sequence[Findings]) -> bool:
-    """Whether a measured exponent contradicts theory; tells which.
+def disagreement(found: Sequence[Findings]) -> bool:
+    """Whether an exponent contradicts theory, or too few of a group agree; tells which.
 
     Raises:
         UserError: none could be compared.
@@ -132,7 +139,10 @@ def contradictions(found: Sequence[Findings]) -> bool:
     for e in wrong:
         where = " ".join(filter(None, (e.quantity.name, e.quantity.layer)))
         log.info("contradiction: %s, step %d of %s: %s", where, e.step, e.group, e.cell())
-    return bool(wrong)
+    few = unconfirmed(exponents)
+    for text in few:
+        log.info("%s; at least %.0f %% have to", text, 100 * MOST)
+    return bool(wrong or few)
 
 
 _Job = tuple[Member, Mapping[int, tuple[str, ...]]]

@@ -10,7 +10,7 @@ from typing import Any
 
 from Metrics.fits import Fit, Verdict, fit_exponent
 from Metrics.width.metric import Observation, Quantity, WidthMetric
-from Metrics.width.table import cell, rows
+from Metrics.width.table import cell, rows, summary
 from Metrics.width.theory import ChainTheory
 from Utils.storage import write_atomically
 
@@ -19,6 +19,9 @@ COLUMNS = (
     *("last_octave", "pre_asymptotic", "predicted", "verdict"),
 )
 """Of the table, in csv files and caches."""
+
+MOST = 0.95
+"""The share of exponents that has to agree for a theory to be confirmed."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,16 @@ def table_text(exponents: Sequence[Exponent]) -> list[str]:
     table = rows({(e.quantity.name, e.step, e.quantity.layer): e.cell() for e in exponents})
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+
+
+def unconfirmed(exponents: Sequence[Exponent]) -> list[str]:
+    """The groups of which too few exponents agree with theory, :data:`MOST` of them, in words."""
+    groups: dict[str, list[Exponent]] = {}
+    for one in exponents:
+        if one.verdict:
+            groups.setdefault(one.group, []).append(one)
+    return [
+        f"{group}: only {summary([e.verdict for e in own])}"
+        for group, own in groups.items()
+        if sum(e.verdict == "agrees" for e in own) < MOST * len(own)
+    ]

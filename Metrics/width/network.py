@@ -15,9 +15,12 @@ from torch.func import functional_call
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
+from Metrics.kernels.at import KernelAt
+from Metrics.kernels.measures import Floats
 from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
 from Metrics.width.members import Member
+from Models.parametrization.scales import Scales
 from Models.symmetry import Laws
 from Utils.errors import UserError
 from Utils.storage import open_hdf5
@@ -118,6 +121,20 @@ class Checkpoint:
         change = self.now.inputs[layer] - self.start.inputs[layer]
         return apply(self.layers[layer], self.initial(layer), change)
 
+    @property
+    def kernels(self) -> dict[str, Floats]:
+        """[N, N] the traced tangent kernels of the layers' parameters at this step."""
+        return dict(self._network.kernel_at.state(self._features).kernel.layers)
+
+    @property
+    def initial_kernels(self) -> dict[str, Floats]:
+        """The same at step 0."""
+        return dict(self._network.kernel_at.reference.kernel.layers)
+
+    def lr_factors(self, layer: str) -> set[float]:
+        """By what the parametrization multiplies the learning rates of a layer's parameters."""
+        return self._network.lr_factors(layer)
+
     def bias(self, layer: str) -> Tensor | None:
         """Δb, the rest of a layer's change; ``None`` without a bias."""
         before, now = self._network.initial[layer][1], _weights(self.layers[layer])[1]
@@ -133,12 +150,16 @@ class Network:
 
     Attributes:
         model_at: gives the network the weights of a step.
+        kernel_at: its tangent kernel.
     """
 
     def __init__(self, member: Member, config: CacheConfig):
         self._run = member.run
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
         self._laws = Laws.load(member.run.symmetries)
+        said = dict(member.hyperparameters)
+        self.kernel_at = KernelAt(member.run, said, config, self._laws, self.model_at)
+        self._scales = said["task"].get("parametrization")
 
     @contextmanager
     def at(self, step: int) -> Iterator[Checkpoint]:
@@ -182,6 +203,13 @@ class Network:
             raise UserError(f"{self._run.path}: the network has no linear or convolutional layers")
         layers = {name: weighted[name] for name in called.outputs}
         return layers, {name: _weights(layer) for name, layer in layers.items()}, called
+
+    def lr_factors(self, layer: str) -> set[float]:
+        """By what the parametrization multiplies the learning rates of a layer's parameters."""
+        if self._scales is None:
+            return {1.0}
+        parameters = Scales.from_flat(self._scales).parameters
+        return {p.lr for p in parameters if layer in (p.name, p.name.rpartition(".")[0])}
 
     @property
     def layers(self) -> dict[str, nn.Module]:

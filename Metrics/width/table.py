@@ -9,7 +9,7 @@ from Metrics.fits import Verdict
 Place = tuple[str, int, str]
 """Quantity, step and layer of an exponent."""
 
-_MARKS: Mapping[str, str] = {"contradicts": "!", "pre-asymptotic": "~"}
+_MARKS: Mapping[str, str] = {"contradicts": "!", "pre-asymptotic": "~", "undecided": "?"}
 
 
 def cell(exponent: float, interval: float, predicted: Fraction | None, verdict: Verdict) -> str:
@@ -45,6 +45,8 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     text = f"{verdicts.count('agrees')} of {compared} exponents agree with theory"
     if waiting := verdicts.count("pre-asymptotic"):
         text += f", {waiting} not yet (~)"
+    if unknown := verdicts.count("undecided"):
+        text += f", {unknown} undecided (?)"
     if wrong := verdicts.count("contradicts"):
         text += f", {wrong} contradict it (!)"
     return text

@@ -14,6 +14,8 @@ from Training.rebuild import rebuild_config
 from Training.registry import OPTIMIZERS
 from Utils.errors import UserError
 
+_SMOOTH = {"tanh", "sigmoid", "gelu", "silu", "softplus", "identity"}
+
 Fans = tuple[int, int]
 """What one output of a layer reads, and how many outputs there are."""
 
@@ -30,6 +32,7 @@ class ChainTheory:
         places: index of each layer in the tables of ``theory``: its own in a chain, else that
             of the layer with the same role in a chain of three.
         chain: whether the layers are input, hidden ones and readout in this order.
+        smooth: whether the nonlinearity is known to have two derivatives everywhere.
     """
 
     theory: Theory | None
@@ -38,6 +41,7 @@ class ChainTheory:
     family: str = ""
     places: Mapping[str, int] | None = None
     chain: bool = False
+    smooth: bool = False
 
     def initial(self, name: str, layer: str, below: int = 0) -> Fraction | None:
         """An exponent at initialisation.
@@ -177,7 +181,8 @@ def theory_of(group: Group, fans: Mapping[int, Mapping[str, Fans]]) -> ChainTheo
     if chain is None and not theory.stable:
         return ChainTheory(None, "the layers are no chain, and the parametrization is not stable")
     places = _places(member, chain, fans)
-    return ChainTheory(theory, "", abc, family, places, chain is not None)
+    smooth = config.nonlinearity in _SMOOTH
+    return ChainTheory(theory, "", abc, family, places, chain is not None, smooth)
 
 
 def _refusal(group: Group) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from Models.infinite.engine import Examples, Tile, mode_of, numbers_per_pair
+from Models.infinite.layout import NEAR
 from Models.infinite.program import Program
 from Utils.errors import UserError
 from Utils.gram import gram
@@ -97,10 +98,12 @@ class InfiniteNetwork:
                 memory do.
 
         Raises:
-            UserError: examples of another shape, or an unknown kernel.
+            UserError: examples of another shape, an unknown kernel or another number format.
         """
         self._check(x1, x2, get)
         dtype = dtype or (x1.dtype if x1.is_floating_point() else torch.float32)
+        if dtype not in NEAR:
+            raise UserError(f"kernels: dtype {dtype} is not float32 or float64; choose one")
         x1 = x1.to(dtype)
         x2 = None if x2 is None else x2.to(x1)
         n, m = len(x1), len(x1 if x2 is None else x2)
@@ -179,7 +182,8 @@ class InfiniteNetwork:
 
     def _plan(self, device: torch.device, block: int | None) -> _Plan:
         count = numbers_per_pair(self.program)
-        pairs = max(1, (block or BLOCK.get(device.type, BLOCK["cpu"])) // count)
+        block = block or BLOCK.get(device.type, BLOCK["cpu"])
+        pairs = max(1, block // count)
         if mode_of(self.program) == "diagonal":
             side = max(1, int(pairs**0.5))
             return _Plan(side, side)

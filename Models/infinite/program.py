@@ -89,6 +89,11 @@ class Program:
         return tuple(known)
 
     @cached_property
+    def last_reader(self) -> int:
+        """The value of the last step that reads variances; angles do not matter after it."""
+        return max((k for k, s in enumerate(self.steps, start=1) if s.layer.normalises), default=0)
+
+    @cached_property
     def reads_own_mixture(self) -> bool:
         """Whether a layer after mixing reads variances, which mixing alone does not tell."""
         after = zip(self.steps, self.mixed[1:], strict=True)

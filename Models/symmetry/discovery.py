@@ -36,7 +36,7 @@ def find_laws(model: nn.Module, example: Tensor, loss: str, matrices: bool = Tru
         model: the network, in training mode; it is left unchanged.
         example: a batch of at least two inputs.
         loss: "ce" (softmax cross-entropy over axis 1: ignores a common shift of the logits)
-            or "mse".
+            or another, which counts as fixing the logits.
         matrices: whether to look for matrix laws, whose number grows as the square of the
             width.
 

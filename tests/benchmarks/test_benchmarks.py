@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from benchmarks import (
     infinite,
     observer,
     stages,
+    tangent,
     training_loop,
 )
 from benchmarks.common import ratio
@@ -72,6 +74,14 @@ def test_stages_table_compares_the_same_bytes() -> None:
     assert [row["rival"] for row in rows] == ["copy", "copy", "read"]
     sizes = [float(row["MB per step"]) for row in rows]
     assert max(sizes) / min(sizes) < 1.1
+
+
+def test_tangent_table_has_a_row_per_way_that_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(tangent.CASES["cnn, 12, full"], shape=(3, 8, 8), examples=2)
+    monkeypatch.setattr(tangent, "CASES", {"small": case})
+    rows = tangent.measure(["small"], repetitions=1)
+    assert [row["way"] for row in rows] == ["ours", *tangent.RIVALS]
+    assert all(float(row["processor / s"]) > 0 for row in rows)
 
 
 def test_infinite_table_has_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:

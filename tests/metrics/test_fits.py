@@ -57,6 +57,7 @@ def test_two_widths_and_one_seed_tell_no_interval() -> None:
     assert fit is not None
     assert fit.exponent == pytest.approx(1)
     assert fit.interval == float("inf")
+    assert fit.verdict(Fraction(1)) == "undecided"
 
 
 def test_the_last_octave_is_fitted_alone() -> None:
@@ -98,12 +99,30 @@ def test_a_miss_is_forgiven_while_the_slope_moves_there(
 
 
 @pytest.mark.parametrize(
+    ("predicted", "verdict"), [(0, "undecided"), (Fraction(-1, 2), "undecided"), (2, "contradicts")]
+)
+def test_what_fits_two_powers_decides_for_none(predicted: float, verdict: str) -> None:
+    fit = Fit(exponent=-0.2, interval=0.4, last_octave=-0.2, widths=3, seeds=3)
+    assert fit.verdict(Fraction(predicted)) == verdict
+
+
+@pytest.mark.parametrize(
     ("exponent", "verdict"),
     [(-0.7, "contradicts"), (-0.5, "pre-asymptotic"), (-0.2, "pre-asymptotic"), (0.05, "agrees")],
 )
 def test_a_sum_may_lie_between_its_parts(exponent: float, verdict: str) -> None:
     fit = Fit(exponent, interval=0.01, last_octave=exponent, widths=3, seeds=3)
     assert fit.verdict(Fraction(0), Fraction(-1, 2)) == verdict
+
+
+def test_the_slope_of_a_sum_of_powers_does_not_fall() -> None:
+    widths = np.array([64, 128, 256, 512, 1024])
+    rising = fit_exponent(list(widths), [1] * 5, list(widths**-0.5 + 0.05))
+    assert rising is not None
+    assert rising.last_octave > rising.exponent
+    assert rising.verdict(Fraction(0), Fraction(-1, 2)) == "pre-asymptotic"
+    falling = Fit(exponent=-0.2, interval=0.01, last_octave=-0.4, widths=3, seeds=3)
+    assert falling.verdict(Fraction(0), Fraction(-1, 2)) == "contradicts"
 
 
 def test_the_minimum_of_a_parabola_lies_between_its_points() -> None:

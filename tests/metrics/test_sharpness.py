@@ -83,7 +83,7 @@ def adaptive(run: RunFolder, monkeypatch: pytest.MonkeyPatch, kind: Any, **optio
     def build(config: Any, model: nn.Module) -> Any:
         return kind(model.named_parameters(), lr=0.01, **options)
 
-    monkeypatch.setattr("Metrics.sharpness.build_optimizer", build)
+    monkeypatch.setattr("Metrics.edge.build_optimizer", build)
     torch.manual_seed(0)
     model = nn.Linear(64, 10, dtype=torch.float64)
     optimizer = build(None, model)
@@ -275,9 +275,13 @@ def test_a_network_that_is_gone(tmp_path: Path) -> None:
     source.write_text(
         NOISY.replace("64, 6)", "64, 7)").replace("d(6", "d(7").replace("6, num", "7, num")
     )
-    with pytest.raises(UserError, match=r"step0\.h5 does not fit the model .* leave sharpness and"):
+    with pytest.raises(
+        UserError, match=r"step0\.h5 does not fit the model .* leave sharpness, certificate"
+    ):
         cache_run(run, ALL)
     source.unlink()
-    with pytest.raises(UserError, match=r"mine\.py.*leave sharpness and certificate out of --metr"):
+    with pytest.raises(
+        UserError, match=r"mine\.py.*leave sharpness, certificate, .* out of --metr"
+    ):
         cache_run(run, ALL)
     assert cache_run(run)

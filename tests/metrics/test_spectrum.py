@@ -14,7 +14,7 @@ from torch.func import functional_call, jacrev
 
 from Metrics import spectrum
 from Metrics.spectrum import Floats, gauss_newton, hessian, largest_eigenvalues, preconditioned
-from Training.losses import cross_entropy, mean_squared_error
+from Training.losses import cross_entropy, linear, mean_squared_error
 from Utils.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -165,6 +165,17 @@ def test_linear_regression_has_the_covariance_of_its_inputs() -> None:
         matrix = operator(model, mean_squared_error, (inputs, targets))
         found = largest_eigenvalues(matrix, 2, 2e-16, seed=0).values
         np.testing.assert_allclose(found, expected[[0, 0]], rtol=1e-9)
+
+
+def test_a_linear_loss_has_no_curvature_of_its_own() -> None:
+    """Its Gauss-Newton matrix is zero, and so is the Hessian of a linear layer."""
+    np.testing.assert_array_equal(as_matrix(gauss_newton(build(), linear, batch())), 0)
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    for operator in OPERATORS.values():
+        found = largest_eigenvalues(operator(layer, linear, batch()), 2, 2e-16, seed=0)
+        np.testing.assert_array_equal(found.values, 0)
+    expected = dense("hessian", build(), linear, batch())
+    np.testing.assert_allclose(as_matrix(hessian(build(), linear, batch())), expected, atol=1e-14)
 
 
 def test_errors_bound_what_single_precision_does() -> None:

@@ -1,5 +1,6 @@
 """Metrics of experiments: their numbers against checkpoints by hand, exponents against theory."""
 
+import json
 from pathlib import Path
 
 import h5py
@@ -8,9 +9,12 @@ import pytest
 import torch
 
 from Metrics.width.alignment import alignments
+from Metrics.width.caching import disagreement
+from Metrics.width.exponents import MOST
 from Metrics.width.norms import edge, operator_norm
 from tests.experiments import (
     FLAGS,
+    SEEDS,
     STEPS,
     WIDTHS,
     cached,
@@ -21,6 +25,14 @@ from tests.experiments import (
     state,
     weights_and_pass,
 )
+
+LINEAR = (
+    "--dataset gaussian-mixture --classes 10 --dimension 4 --train-size 500 --test-size 64 "
+    "--train-batch-size 500 --epochs 1 --model fc --depth 4 --no-bias --loss linear "
+    "--dtype float64 --no-balance"
+)
+"""One step of sharp exponents: a constant gradient in the outputs, and inputs whose squares are
+small beside the widths."""
 
 
 def test_coordinates_are_those_of_the_checkpoints(tmp_path: Path) -> None:
@@ -124,6 +136,26 @@ def test_exponents_are_those_of_theory(grid: Path, metric: str, share: float) ->
         for layer in ("fc1", "fc2", "fc3"):
             fit = by_name["output gradient", layer, 0].fit
             assert fit.exponent == pytest.approx(-0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("param", "other"), [("mup", "ntk"), ("ntk", "mup")])
+def test_what_a_run_says_of_itself_is_confirmed_and_nothing_else(
+    tmp_path: Path, param: str, other: str
+) -> None:
+    """Runs whose folders are made to tell of another parametrization contradict its theory."""
+    path = make(tmp_path / "e", f"{LINEAR} --param {param}", "8", (32, 64, 128, 256), SEEDS)
+    found = cached(path, "--metrics coordinates,update-norms,gradients")
+    verdicts = [e.verdict for findings in found for e in findings.exponents if e.verdict]
+    assert len(verdicts) == 92
+    assert verdicts.count("agrees") >= MOST * len(verdicts)
+    assert not disagreement(found)
+    for run in path.glob("w*"):
+        file = run / "hyperparameters.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"param": other}))
+    found = cached(path, "--metrics coordinates,update-norms,gradients")
+    for findings in found:
+        assert any(e.verdict == "contradicts" for e in findings.exponents), findings.metric
+    assert disagreement(found)
 
 
 def test_alignment_contributions_and_ranks_are_those_of_numpy(tmp_path: Path) -> None:

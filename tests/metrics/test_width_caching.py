@@ -6,14 +6,19 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
 import pytest
 import xarray
 
+from Metrics.fits import Fit
 from Metrics.registry import scope_of
-from Metrics.width.caching import contradictions
+from Metrics.width.caching import disagreement
+from Metrics.width.exponents import Exponent, unconfirmed
+from Metrics.width.metric import Quantity
 from tests.experiments import (
     FLAGS,
     SEEDS,
@@ -84,7 +89,7 @@ def test_the_table_is_a_csv_and_xarray_opens_the_cache(grid: Path) -> None:
 
 def test_contradictions_end_the_command_with_1(grid: Path) -> None:
     found = cached(grid, "--metrics gradients")
-    assert not contradictions(found)
+    assert not disagreement(found)
     for n in WIDTHS:  # what was trained with lr 8/n is now said to be trained with 8
         for seed in SEEDS:
             path = grid / f"w{n}-s{seed}" / "hyperparameters.json"
@@ -102,7 +107,7 @@ def test_contradictions_end_the_command_with_1(grid: Path) -> None:
 def test_nothing_to_compare_is_no_success(tmp_path: Path) -> None:
     found = cached(make(tmp_path / "e", FLAGS, widths=(16,)), "--metrics gradients")
     with pytest.raises(UserError, match="--assert: no exponent has a prediction"):
-        contradictions(found)
+        disagreement(found)
 
 
 def test_metrics_read_runs_or_experiments() -> None:
@@ -138,3 +143,15 @@ def test_theory_is_silent_where_it_does_not_apply(tmp_path: Path) -> None:
     assert {e.predicted for e in found.exponents} == {None}
     assert "no theory: weight decay" in found.text()
     assert all(e.verdict == "" for e in found.exponents)
+
+
+def test_many_exponents_that_only_may_agree_later_are_no_agreement() -> None:
+    fits = [Fit(e, 0.01, e, widths=5, seeds=5) for e in (*[0.0] * 38, -0.3, -0.3)]
+    table = [
+        Exponent("g", Quantity("change", f"fc{k}"), 1, fit, Fraction(0), Fraction(-1, 2))
+        for k, fit in enumerate(fits)
+    ]
+    assert unconfirmed(table) == []
+    told = "g: only 37 of 39 exponents agree with theory, 2 not yet (~)"
+    assert unconfirmed(table[1:]) == [told]
+    assert unconfirmed([replace(one, predicted=None) for one in table[1:]]) == []

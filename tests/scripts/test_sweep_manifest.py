@@ -310,3 +310,17 @@ def test_the_example_is_a_sweep(tmp_path: Path) -> None:
     runs = manifest(axes, config.path)
     assert len(runs) == 4 * 3 * 2
     assert {run.flags["lr"] * run.flags["width"] for run in runs} == {0.8, 1.6, 3.2}
+
+
+def test_commands_of_measured_exponents_are_sweeps(tmp_path: Path) -> None:
+    """Of five parametrizations, and of one, over five widths and five seeds."""
+    page = (ROOT / "docs" / "parametrizations.md").read_text()
+    commands = re.findall(r"^ +python -m scripts\.sweep (.+)$", page, re.MULTILINE)
+    sizes = []
+    for command in commands:
+        arguments = command.replace("scripts/", f"{ROOT}/scripts/")
+        own, axes = read_arguments(SweepConfig, shlex.split(arguments))
+        assert cli.parse(SweepConfig, own).stages == ("train", "extract")
+        sizes.append(len(manifest(axes, tmp_path)))
+    assert sizes[0] == 5 * 5 * 5
+    assert set(sizes[1:]) <= {5 * 5, 4 * 5}

@@ -52,6 +52,22 @@ def test_a_regression_is_evaluated_by_its_loss_alone() -> None:
     assert metrics == {"test_loss": pytest.approx(float(sum(squares)) / 100, rel=1e-14)}
 
 
+@pytest.mark.parametrize("regression", [False, True])
+def test_the_linear_loss_pulls_every_output_by_its_target_alone(regression: bool) -> None:
+    torch.manual_seed(0)
+    classes = torch.tensor([2, 0, 1, 2])
+    rows = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).double()
+    targets = torch.randn(4, 3).double() if regression else rows
+    for size in (0.0, 1.0, 100.0):
+        logits = (size * torch.randn(4, 3)).double().requires_grad_()
+        loss = LOSSES["linear"].load()(logits, targets if regression else classes)
+        (gradient,) = torch.autograd.grad(loss, [logits])
+        torch.testing.assert_close(gradient, -targets / 12)
+        assert loss.item() == pytest.approx(
+            -float((logits.detach().numpy() * targets.numpy()).mean())
+        )
+
+
 def test_evaluation_uses_running_statistics_and_returns_to_training() -> None:
     model = nn.BatchNorm1d(3)
     _evaluate(model, [(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64))], LOSSES["ce"].load())

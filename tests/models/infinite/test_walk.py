@@ -262,6 +262,7 @@ def test_variances_are_found_by_name() -> None:
         (torch.zeros(2, 3), ("nngp",), r"\[n, 4\]"),
         (torch.zeros(0, 4), ("nngp",), "at least one"),
         (torch.zeros(2, 4), ("nngp", "ntkgp"), "'nngp', 'ntk'"),
+        (torch.zeros(2, 4, dtype=torch.bfloat16), ("nngp",), "float32 or float64"),
     ],
 )
 def test_examples_are_checked(x: Tensor, get: Any, message: str) -> None:

@@ -1,0 +1,108 @@
+"""A network beside its linearisation: errors of modes, losses and outputs, and relative changes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from Metrics.figures import _style as style
+from Metrics.figures._cache import Cache, Layer
+from Metrics.figures._options import Options
+from Metrics.figures._plots import (
+    WHOLE,
+    Line,
+    Plot,
+    by_layer,
+    colours_of,
+    draw_plots,
+    layer_legend,
+)
+
+_MODES = 6  # in a panel
+
+_WAYS = {
+    "weights": ("linear, same steps", style.EXACT),
+    "descent": ("kernel, full batches", {**style.THIN, "color": "#D55E00", "linestyle": "--"}),
+    "flow": ("kernel, gradient flow", style.PAPER),
+}
+"""Ways of predicting, their labels and looks."""
+
+
+def draw_modes(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
+    """Errors along some eigenvectors, with their predicted decay, and the targets' power."""
+    of = {layer.name: layer for layer in cache.layers}
+    reference, now = of["reference"], of["now"]
+    chosen = [
+        int(i) - 1
+        for i in np.unique(
+            np.geomspace(1, reference.units, min(_MODES, options.max_units)).astype(int)
+        )
+    ]
+    colours = style.colours(len(chosen))
+    powers = [
+        Line(layer.beside["target"][-1], label, style.THIN, np.arange(1.0, layer.units + 1))
+        for layer, label in ((reference, "reference"), (now, "last step"))
+    ]
+    plots = [
+        Plot("along the reference's modes", _modes(reference, chosen, colours), logarithmic=True),
+        Plot("along the modes of the step", _modes(now, chosen, colours), logarithmic=True),
+        Plot("targets within k modes", powers, over_ranks=True, limits=(0.0, 1.05)),
+    ]
+    handles = [Line2D([], [], color=colours[i], **style.MEASURED) for i in (0, -1)]
+    labels = ["mode 1", f"mode {chosen[-1] + 1}"]
+    if np.isfinite(reference.beside["theoretical"]).any():
+        handles.append(Line2D([], [], **style.EXACT))
+        labels.append("linear model")
+    return draw_plots(cache, plots, options, reference.note, (handles, labels))
+
+
+def _modes(layer: Layer, chosen: Sequence[int], colours: Sequence[object]) -> list[Line]:
+    pairs = list(zip(chosen, colours, strict=True))
+    lines = [Line(layer.measured[:, i], "", {**style.THIN, "color": c}) for i, c in pairs]
+    predicted = layer.beside.get("theoretical")
+    if predicted is not None:
+        lines += [Line(predicted[:, i], "", style.EXACT, frames=False) for i, _ in pairs]
+    return lines
+
+
+def draw_linearized(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
+    """Loss and accuracy beside those of linear models; distances between their outputs."""
+    of = {layer.name: layer for layer in cache.layers}
+    plots = [
+        Plot(name, _beside(of[name]), logarithmic)
+        for name, logarithmic in (("loss", True), ("accuracy", False))
+        if np.isfinite(of[name].measured).any()
+    ]
+    outputs = of["outputs"]
+    gaps = [Line(outputs.measured[:, 0], "", style.MEASURED), *_ways(outputs)]
+    plots.append(Plot("change of outputs; RMSE", gaps, logarithmic=True))
+    known = [way for way in _WAYS if np.isfinite(outputs.beside[way]).any()]
+    looks = [style.MEASURED | {"color": style.colours(1)[0]}, *(_WAYS[way][1] for way in known)]
+    handles = [Line2D([], [], **look) for look in looks]
+    legend = handles, ["network", *(_WAYS[way][0] for way in known)]
+    return draw_plots(cache, plots, options, outputs.note, legend)
+
+
+def _beside(layer: Layer) -> list[Line]:
+    return [Line(layer.measured[:, 0], "", style.MEASURED), *_ways(layer)]
+
+
+def _ways(layer: Layer) -> list[Line]:
+    curves = [(layer.beside[way], look) for way, (_, look) in _WAYS.items()]
+    return [Line(values, "", look) for values, look in curves if np.isfinite(values).any()]
+
+
+def draw_lazy(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
+    """Relative changes of layers, and of what the whole network does."""
+    colours = colours_of(layers)
+    whole = next(layer for layer in cache.layers if layer.name == WHOLE)
+    labels = {"gap": "nonlinear part of outputs", "patterns": "rectifiers that switched"}
+    rest = [Line(whole.beside[c], label) for c, label in labels.items() if c in whole.beside]
+    plots = [
+        Plot("weights", by_layer(layers, "empirical", colours), logarithmic=True),
+        Plot("tangent kernel", by_layer(layers, "kernel", colours), logarithmic=True),
+        Plot("features, 1 − CKA", by_layer(layers, "features", colours), logarithmic=True),
+        Plot("of the network", rest, logarithmic=True),
+    ]
+    return draw_plots(cache, plots, options, legend=layer_legend(layers, options))

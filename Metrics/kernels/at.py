@@ -1,0 +1,291 @@
+"""The run's network and its tangent kernel at a checkpoint, made once for all metrics of a pass.
+
+Shape letters: N examples, C outputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from Data import load_dataset
+from Data.batches import probe_batch
+from Metrics.config import CacheConfig
+from Metrics.features import StepFeatures, step_features
+from Metrics.kernels.activity import Activity, activity
+from Metrics.kernels.measures import Floats, traced
+from Metrics.model_at import INSTEAD, ModelAt, load_weights
+from Metrics.tangent import forecast, tangent_kernel
+from Metrics.tangent.network import Network
+from Metrics.tangent.schedule import available_memory
+from Models.symmetry import Laws
+from Training.rebuild import rebuild_model
+from Utils.errors import UserError
+from Utils.rundir import RunFolder
+from Utils.storage import open_hdf5
+
+_GB = 1e9
+
+WHOLE = "network"
+"""The "layer" of curves that are of the whole network."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An empirical tangent kernel.
+
+    Attributes:
+        total: [N, N] the mean over the outputs of Θ_cc, or the full [N, N, C, C], in the format
+            in which it was computed.
+        layers: [N, N] traced, in float64, by the names of the layers whose parameters make them.
+    """
+
+    total: NDArray[np.floating]
+    layers: Mapping[str, Floats]
+
+    @cached_property
+    def traced(self) -> Floats:
+        """[N, N] the mean over the outputs of Θ_cc."""
+        return traced(self.total)
+
+
+@dataclass(frozen=True)
+class State:
+    """The network at a step.
+
+    Attributes:
+        step: updates done.
+        logits: [N, C] on the examples.
+        kernel: on the examples.
+        parameters: by their names in the run.
+        buffers: of the modules.
+    """
+
+    step: int
+    logits: Floats
+    kernel: Kernel
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+
+
+class KernelAt:
+    """A run's network in evaluation mode, and its tangent kernel on fixed examples.
+
+    Batch normalisation uses its running statistics and dropout is off: in training mode the
+    examples of a batch would depend on each other, and a kernel of pairs would not exist.
+    Everything is made when it is first asked for. The number format is the run's, of a run in
+    bfloat16 float32.
+
+    Args:
+        run: the run's folder.
+        hyperparameters: the run's.
+        config: the command line: which examples, and which form of the kernel.
+        laws: of the run, for its features.
+        model_at: how the run was trained, and its training examples.
+
+    Attributes:
+        run: as given.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        hyperparameters: dict[str, Any],
+        config: CacheConfig,
+        laws: Laws,
+        model_at: ModelAt,
+    ):
+        self.run, self._hyperparameters, self._config = run, hyperparameters, config
+        self._laws, self._at = laws, model_at
+        self._loaded = ""
+        self._now: tuple[str, State] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which kernels are computed."""
+        dtype = self._at.dtype
+        return torch.float32 if dtype == torch.bfloat16 else dtype
+
+    @property
+    def normalisation(self) -> str:
+        """What batch normalisation divides by: "running statistics", or "none" without any."""
+        return Network(self.model).normalisation
+
+    @cached_property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs [N, *input_shape] and targets, [N] int64 or [N, C], the same at every step.
+
+        The run's probe batch, or ``--examples`` training examples. A folder without a probe
+        batch gets it again from the seed, as training drew it.
+        """
+        if self._config.kernel_on == "train":
+            inputs, targets = self._at.batch
+        elif self.run.probe.exists():
+            with open_hdf5(self.run.fetch(self.run.probe), "run train.py again") as file:
+                inputs, targets = (torch.from_numpy(file[n][()]) for n in ("inputs", "targets"))
+        else:
+            training = self._at.training
+            dataset = load_dataset(
+                training.dataset, training.data_dir, training.seed, **training.data_options
+            )
+            inputs, targets = probe_batch(
+                dataset, training.probe_size, training.seed, dtype=self.dtype
+            )
+        device = self._at.device
+        real = targets.is_floating_point()
+        targets = targets.to(device, self.dtype if real else torch.int64)
+        return inputs.to(device, self.dtype if inputs.is_floating_point() else None), targets
+
+    @cached_property
+    def targets(self) -> Floats:
+        """[N, C] what the outputs should be: one-hot for classes."""
+        targets = self.batch[1]
+        if not targets.is_floating_point():
+            outputs = self._hyperparameters["task"]["num_classes"]
+            targets = nn.functional.one_hot(targets, outputs)
+        return as_floats(targets)
+
+    @cached_property
+    def classes(self) -> NDArray[np.int64]:
+        """[N] the class of each example; of a regression all 0."""
+        targets = self.batch[1]
+        if targets.is_floating_point():
+            return np.zeros(len(targets), np.int64)
+        found: NDArray[np.int64] = targets.cpu().numpy()
+        return found
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network in evaluation mode; its weights are those of the last step asked for."""
+        model = rebuild_model(self.run, self._hyperparameters, INSTEAD)
+        return model.to(self._at.device, self.dtype).eval()
+
+    def load(self, features: StepFeatures) -> nn.Module:
+        """The network with the weights and running statistics of a step."""
+        if self._loaded != features.source:
+            load_weights(self.model, features.model_state(), features)
+            self._loaded = features.source
+        return self.model
+
+    def state(self, features: StepFeatures) -> State:
+        """The network and its kernel at a step; computed once, and kept for the last step."""
+        if "reference" in self.__dict__ and self.reference.step == features.step:
+            return self.reference
+        if self._now is None or self._now[0] != features.source:
+            self._now = features.source, self._compute(features)
+        return self._now[1]
+
+    @cached_property
+    def reference(self) -> State:
+        """The network and its kernel at ``--reference``.
+
+        Raises:
+            UserError: that step has no features.
+        """
+        with self._reference_features() as features:
+            return self.state(features) if self._now_is(features) else self._compute(features)
+
+    def _now_is(self, features: StepFeatures) -> bool:
+        return self._now is not None and self._now[0] == features.source
+
+    @contextmanager
+    def _reference_features(self) -> Iterator[StepFeatures]:
+        step = self._config.reference
+        if step not in self.run.feature_steps():
+            raise UserError(
+                f"--reference {step}: {self.run.path} has no features of that step; choose one "
+                "that has, or run extract.py for this run first"
+            )
+        with step_features(self.run.fetch(self.run.features(step)), self._laws) as features:
+            yield features
+
+    def forecast(self, steps: int) -> str:
+        """What the kernels of so many checkpoints will take.
+
+        Raises:
+            UserError: more memory than there is.
+        """
+        inputs, form = self.batch[0], self._config.kernel
+        one = forecast(self.model, inputs, form=form, per_layer=True)
+        numbers = len(inputs) ** 2 * (self.targets.shape[1] ** 2 if form == "full" else 1)
+        stored = 2 * steps * numbers * 8  # in the cache and, while it is compared, in float64
+        what = f"{form} tangent kernels of {len(inputs)} examples, {steps} checkpoints"
+        return self.within_memory(what, steps * one.seconds, one.bytes_ + stored)
+
+    def within_memory(self, what: str, seconds: float, needed: float) -> str:
+        """A line that says what some work on kernels takes.
+
+        Args:
+            what: the work.
+            seconds: its time.
+            needed: bytes.
+
+        Raises:
+            UserError: there is less.
+        """
+        cost, free = f"about {seconds:.2g} s and {needed / _GB:.2g} GB", self._free
+        if needed > free:
+            advice = "--kernel traced or " * (self._config.kernel == "full") + "fewer --examples"
+            if self._config.kernel_on == "probe":
+                advice += " (with --kernel-on train)"
+            raise UserError(f"{what}: {cost}, of {free / _GB:.2g} GB free; use {advice}")
+        return f"{what}: {cost}"
+
+    @property
+    def _free(self) -> float:
+        return float(available_memory(self._at.device))
+
+    def _compute(self, features: StepFeatures) -> State:
+        model, inputs = self.load(features), self.batch[0]
+        found = tangent_kernel(model, inputs, form=self._config.kernel, per_layer=True)
+        layers = {name: traced(_array(part)) for name, part in found.layers.items()}
+        with torch.no_grad():
+            logits = as_floats(model(inputs))
+        parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        kernel = Kernel(_array(found.total), layers)
+        return State(features.step, logits, kernel, parameters, buffers)
+
+    def loss(self, logits: Floats) -> float:
+        """The run's loss of logits [N, C] on the examples."""
+        targets = self.batch[1]
+        of = torch.from_numpy(logits).to(targets.device)
+        targets = targets.double() if targets.is_floating_point() else targets
+        return float(self._at.loss(of, targets))
+
+    def accuracy(self, logits: Floats) -> float:
+        """The part of the examples whose largest logit is their class's; NaN for a regression."""
+        if self.batch[1].is_floating_point():
+            return float("nan")
+        return float((logits.argmax(1) == self.classes).mean())
+
+    def activity(self, state: State) -> Activity:
+        """What the network's inside does on the examples."""
+        return activity(self.model, {**state.parameters, **state.buffers}, self.batch[0])
+
+    def feature_steps(self) -> list[int]:
+        """The steps that have features by now."""
+        return self.run.feature_steps()
+
+    def restored(self, state: State) -> nn.Module:
+        """The network with the weights and running statistics of a state."""
+        self._loaded = ""
+        self.model.load_state_dict({**state.parameters, **state.buffers}, strict=False)
+        return self.model
+
+
+def _array(tensor: Tensor) -> NDArray[np.floating]:
+    array: NDArray[np.floating] = tensor.detach().cpu().numpy()
+    return array
+
+
+def as_floats(tensor: Tensor) -> Floats:
+    """A tensor on the host, in float64."""
+    array: Floats = tensor.detach().double().cpu().numpy()
+    return array

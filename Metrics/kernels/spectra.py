@@ -1,0 +1,90 @@
+"""Eigenvalues of the tangent kernel, its ranks, and the largest stable learning rate.
+
+Shape letters: N examples, C outputs.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from Metrics.edge import Edge
+from Metrics.features import StepFeatures
+from Metrics.kernels.at import WHOLE, State
+from Metrics.kernels.measures import (
+    Floats,
+    centred,
+    condition_number,
+    effective_rank,
+    eigenvalues,
+    participation_ratio,
+    stable_rank,
+)
+from Metrics.kernels.metric import KernelMetric
+from Metrics.metric import Arrays, Verdict
+from Training.function_space import largest_curvature
+
+CENTRED = "centred"
+"""The "layer" of H Θ H, without the direction (1, …, 1) that H takes out."""
+
+
+class Spectrum(KernelMetric):
+    """All eigenvalues of the traced kernel, as it is and centred, and what sums them up."""
+
+    def rows(self, features: StepFeatures) -> Arrays:
+        """``empirical`` [N], largest first, four numbers of each, and the learning rates."""
+        state = self.state(features)
+        kernel = state.kernel.traced
+        spectra = {
+            WHOLE: eigenvalues(kernel),
+            CENTRED: _without_the_smallest(eigenvalues(centred(kernel))),
+        }
+        precision = float(torch.finfo(self.context.kernel_at.dtype).eps)
+        rows = {f"empirical/{name}": values for name, values in spectra.items()}
+        for name, values in spectra.items():
+            rows[f"effective rank/{name}"] = np.array(effective_rank(values))
+            rows[f"participation ratio/{name}"] = np.array(participation_ratio(values))
+            rows[f"stable rank/{name}"] = np.array(stable_rank(values))
+            rows[f"condition number/{name}"] = np.array(condition_number(values, precision))
+        rows[f"lr/{WHOLE}"] = np.array(self.context.model_at.schedule.lr(features.step))
+        rows[f"largest lr/{WHOLE}"] = np.array(self._largest_lr(state))
+        return rows
+
+    def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
+        """Whether the largest stable learning rate is known."""
+        reason = self._reason(features.step)
+        units = np.full(len(self.context.kernel_at.classes), not reason)
+        traced = self.context.config.kernel == "traced"
+        return {WHOLE: Verdict(units, reason or "from one kernel for all outputs" * traced)}
+
+    @cached_property
+    def _edge(self) -> Edge:
+        return Edge(self.context.model_at)
+
+    def _reason(self, step: int) -> str:
+        if reason := self._edge.reason(step):
+            return reason
+        if self._edge.largest_lr(step, 1.0) is None:
+            return f"{self.context.model_at.training.optimizer} preconditions the gradient"
+        return ""
+
+    def _largest_lr(self, state: State) -> float:
+        """η at which the largest eigenvalue of JᵀH_fJ reaches the edge; NaN if unknown."""
+        if self._reason(state.step) or not np.isfinite(state.kernel.total).all():
+            return float("nan")
+        at = self.context.kernel_at
+        targets = at.batch[1].cpu()
+        curvature = largest_curvature(
+            torch.from_numpy(state.kernel.total),
+            self.context.model_at.loss,
+            torch.from_numpy(state.logits),
+            targets.double() if targets.is_floating_point() else targets,
+        )
+        found = self._edge.largest_lr(state.step, curvature)
+        return float("nan") if found is None else found
+
+
+def _without_the_smallest(values: Floats) -> Floats:
+    """Without the one that is smallest in size: that of the direction taken out."""
+    return np.delete(values, np.abs(values).argmin())

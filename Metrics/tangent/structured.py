@@ -1,0 +1,285 @@
+"""Θ = Σ_l Θ_l, layer by layer, each in the cheaper of two forms.
+
+One forward and C backward passes over the examples give every call's features u and derivatives
+g; J = Σ_x g_x u_xᵀ is only ever formed for a part of one parameter. Letters in shapes are those of
+:mod:`Metrics.tangent.contraction`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from Metrics.tangent.assembly import Kernels, Place, above_diagonal
+from Metrics.tangent.contraction import Gram, Side
+from Metrics.tangent.network import Network
+from Metrics.tangent.passes import Pass, record
+from Metrics.tangent.pieces import Product, pull_back
+from Metrics.tangent.plan import Plan
+from Metrics.tangent.rows import jacobian_rows
+from Metrics.tangent.schedule import blocks, make_schedule
+from Metrics.tangent.terms import Term
+
+_CACHED = 1 << 21
+"""Bytes of features that are unfolded at a time: they stay in the processor's cache."""
+
+
+@dataclass
+class Factors:
+    """Of a term's uses, what J is made of: pieces, inputs [n, ...], derivatives [n, C, ...]."""
+
+    pieces: list[Product]
+    inputs: list[Tensor]
+    derivatives: list[Tensor]
+
+
+@dataclass
+class Store:
+    """What the terms keep of some examples.
+
+    Attributes:
+        rows: [n, C, p] of J.
+        factors: where J is formed later or never.
+    """
+
+    rows: dict[Term, Tensor] = field(default_factory=dict)
+    factors: dict[Term, Factors] = field(default_factory=dict)
+
+    def forget(self, term: Term) -> None:
+        """Free what was kept of a term."""
+        self.rows.pop(term, None)
+        self.factors.pop(term, None)
+
+
+def collect(
+    network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term], chunk: int
+) -> Store:
+    """Differentiate some examples with respect to the parameters of some terms.
+
+    Args:
+        network: whose examples are independent.
+        inputs: [n, ...].
+        plan: of the network.
+        terms: of the plan.
+        chunk: how many examples go through the network at a time.
+    """
+    stores = [
+        _collect(network, inputs[low : low + chunk], plan, terms)
+        for low in range(0, len(inputs), chunk)
+    ]
+    if len(stores) == 1:
+        return stores[0]
+    joined = Store()
+    for term in terms:
+        if term in stores[0].rows:
+            joined.rows[term] = torch.cat([store.rows.pop(term) for store in stores])
+            continue
+        parts = [store.factors.pop(term) for store in stores]
+        joined.factors[term] = Factors(
+            parts[0].pieces,
+            [torch.cat(xs) for xs in zip(*(part.inputs for part in parts), strict=True)],
+            [torch.cat(gs) for gs in zip(*(part.derivatives for part in parts), strict=True)],
+        )
+    return joined
+
+
+def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]) -> Store:
+    store = Store()
+    again = [term for term in terms if term.kind == "jacobian"]
+    if again:
+        found = jacobian_rows(network, inputs, [name for term in again for name in term.names])
+        for term in again:
+            store.rows[term] = found[term.names[0]].flatten(2)
+    terms = [term for term in terms if term.kind != "jacobian"]
+    if not terms:
+        return store
+    here = record(network, inputs)
+    derivatives = _differentiate(here, plan, terms)
+    for term in terms:
+        if term.product:
+            pieces = [here.piece(o.use, o.piece) for o in term.occurrences]
+            products = [piece for piece in pieces if isinstance(piece, Product)]
+            factors = Factors(
+                products,
+                [piece.inputs for piece in products],
+                [derivatives[o.use, o.piece] for o in term.occurrences],
+            )
+            kept = sum(t[0].numel() for t in (*factors.inputs, *factors.derivatives))
+            if term.kind == "gradients" and plan.stored[term] < kept:
+                store.rows[term] = _formed(factors, slice(None), slice(None))
+            else:
+                store.factors[term] = factors
+        else:
+            store.rows[term] = _summed(network, here, term, derivatives)
+    return store
+
+
+def _differentiate(here: Pass, plan: Plan, terms: Sequence[Term]) -> dict[tuple[int, int], Tensor]:
+    """By (use, piece): derivatives [n, C, ...] of products, rows [n, C, ...] of reductions."""
+    wanted = sorted({(o.use, o.piece) for term in terms for o in term.occurrences})
+    uses = sorted({use for use, _ in wanted})
+    edges = [edge for use in uses if (edge := here.uses[use].edge) is not None]
+    n, c = here.logits.shape
+    found: dict[tuple[int, int], Tensor] = {}
+    for logit in range(c):
+        arrived = dict(zip(uses, here.derivatives(edges, logit, logit == c - 1), strict=True))
+        for use, number in wanted:
+            values = arrived[use]
+            if values is None:
+                values = here.logits.new_zeros(here.uses[use].shape)
+            piece = here.piece(use, number)
+            if isinstance(piece, Product):
+                values = values.reshape(n, -1, *values.shape[1:])
+            else:
+                values = piece.reduce(values)
+            if (use, number) not in found:
+                found[use, number] = values.new_empty(n, c, *values.shape[1:])
+            found[use, number][:, logit] = values
+    return found
+
+
+def _summed(
+    network: Network, here: Pass, term: Term, derivatives: dict[tuple[int, int], Tensor]
+) -> Tensor:
+    """J [n, C, p] of a parameter over all of its uses."""
+    parameter = network.parameters[term.names[0]]
+    rows = parameter.new_zeros(*here.logits.shape, parameter.numel())
+    for occurrence in term.occurrences:
+        piece = here.piece(occurrence.use, occurrence.piece)
+        found = derivatives[occurrence.use, occurrence.piece]
+        if isinstance(piece, Product):
+            found = piece.rows(piece.unfold(piece.inputs), piece.fold(found))
+        found = found.reshape(*here.logits.shape, *piece.source.shape)
+        rows += pull_back(piece.source, parameter, found).flatten(2)
+    return rows
+
+
+# ---------------------------------------------------------------------- contraction
+
+
+def _contract(term: Term, gram: Gram, stores: Sequence[Store], budget: int) -> None:
+    """Add a term's part of the kernel.
+
+    Args:
+        term: which.
+        gram: is added to.
+        stores: of the rows and, if they are others, of the columns.
+        budget: bytes of J at a time.
+    """
+    if term in stores[0].rows:
+        gram.add_rows(*(store.rows[term] for store in stores))
+    elif term.kind == "Kronecker":
+        gram.add_product(*(_side(store.factors[term], term) for store in stores))
+    else:
+        factors = [store.factors[term] for store in stores]
+        for groups, outs in _parts(factors, budget):
+            gram.add_rows(*(_formed(each, groups, outs) for each in factors))
+
+
+def _side(factors: Factors, term: Term) -> Side:
+    """Features and derivatives of all uses, one after the other as positions."""
+    pairs = list(zip(factors.pieces, factors.inputs, factors.derivatives, strict=True))
+    features = [piece.unfold(inputs) for piece, inputs, _ in pairs]
+    derivatives = [piece.fold(found) for piece, _, found in pairs]
+    return Side(
+        features[0] if len(pairs) == 1 else torch.cat(features, 2),
+        derivatives[0] if len(pairs) == 1 else torch.cat(derivatives, 3),
+        factors.pieces[0].lookup,
+        term.bias,
+    )
+
+
+def _formed(factors: Factors, groups: slice, outs: slice) -> Tensor:
+    """J [n, C, p] of some groups and outputs, a few examples at a time."""
+    n = len(factors.inputs[0])
+    rows = None
+    for piece, inputs, derivatives in zip(
+        factors.pieces, factors.inputs, factors.derivatives, strict=True
+    ):
+        g, x, k, _ = piece.sizes
+        step = max(1, _CACHED // (g * x * k * inputs.element_size()))
+        for low in range(0, n, step):
+            few = slice(low, low + step)
+            features = piece.unfold(inputs[few])[:, groups]
+            found = piece.rows(features, piece.fold(derivatives[few])[:, :, groups, :, outs])
+            if rows is None:
+                rows = found.new_empty(n, *found.shape[1:])
+            if piece is factors.pieces[0]:
+                rows[few] = found
+            else:
+                rows[few] += found
+    assert rows is not None
+    return rows
+
+
+def _parts(factors: Sequence[Factors], budget: int) -> Iterator[tuple[slice, slice]]:
+    """Groups and outputs of J that fit into ``budget`` bytes at a time."""
+    g, _, k, o = factors[0].pieces[0].sizes
+    derivatives = [each.derivatives[0] for each in factors]
+    each = sum(d.shape[0] * d.shape[1] * d.element_size() for d in derivatives) * k
+    at_once = max(1, budget // each)
+    if g > 1:
+        yield from ((part, slice(None)) for part in blocks(g, max(1, at_once // o)))
+    else:
+        even = -(-o // -(-o // at_once))
+        yield from ((slice(None), part) for part in blocks(o, even))
+
+
+def _added(
+    stores: Sequence[Store], names: Mapping[Term, str], grams: Mapping[str, Gram], budget: int
+) -> dict[str, Tensor]:
+    """The kernels of some terms on a pair of blocks, each added to the Gram matrix of its name."""
+    for term, name in names.items():
+        _contract(term, grams[name], stores, budget)
+        if len(stores) == 1:  # the diagonal comes last: nobody needs it any more
+            stores[0].forget(term)
+    return {name: gram.result() for name, gram in grams.items()}
+
+
+def structured_kernels(
+    network: Network,
+    inputs: Tensor,
+    others: Tensor | None,
+    plan: Plan,
+    per_layer: bool,
+    memory: int,
+) -> dict[str, Tensor]:
+    """Θ_l of every layer, or their sum under the name "".
+
+    Args:
+        network: whose examples are independent.
+        inputs: [N, ...].
+        others: [M, ...] or ``None`` for the same.
+        plan: of the network.
+        per_layer: whether the layers are kept apart.
+        memory: bytes for temporaries.
+    """
+    like = next(iter(network.parameters.values()))
+    same, columns = others is None, inputs if others is None else others
+    sizes = (len(inputs), len(columns))
+    schedule = make_schedule(plan, (sizes[0], None if same else sizes[1]), like.dtype, memory)
+    traced = plan.sizes.traced
+    kernels = Kernels(sizes, traced)
+
+    def add(stores: Sequence[Store], names: Mapping[Term, str], place: Place) -> None:
+        low, high = (part.stop - part.start for part in place)
+        grams = {
+            name: Gram((low, high), plan.logits, traced, len(stores) == 1, like)
+            for name in names.values()
+        }
+        for name, block in _added(stores, names, grams, schedule.budget).items():
+            kernels.add(name, block, place)
+
+    for terms in schedule.groups:
+        names = {term: term.layer if per_layer else "" for term in terms}
+        for i, low in enumerate(schedule.rows):
+            left = collect(network, inputs[low], plan, terms, schedule.chunk)
+            for high in schedule.columns[i + 1 if same else 0 :]:
+                right = collect(network, columns[high], plan, terms, schedule.chunk)
+                add([left, right], names, (low, high))
+            if same:
+                add([left], names, (low, low))
+    if same:
+        kernels.mirror(above_diagonal(schedule.rows))
+    return kernels.found

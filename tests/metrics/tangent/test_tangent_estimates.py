@@ -1,0 +1,90 @@
+"""Estimates of kernels and of their cost."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from Metrics.tangent import estimate, forecast, tangent_kernel
+from Metrics.tangent.estimate import Method
+from tests.metrics.tangent.cases import CASES, error
+from Utils.errors import UserError
+
+METHODS: tuple[Method, ...] = ("subset", "signs", "projection")
+
+
+def network() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return (
+        nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 12)).double(),
+        torch.randn(7, 6).double(),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_intervals_hold_the_exact_kernel_as_often_as_they_say(method: Method) -> None:
+    """Over 30 seeds; entries of one seed err together, so the share scatters by some per cent."""
+    model, inputs = network()
+    exact = tangent_kernel(model, inputs, inputs[:4]).total
+    shares, means = [], []
+    for seed in range(30):
+        found = estimate(model, inputs, inputs[:4], method=method, samples=6, seed=seed)
+        assert found.samples == 6
+        inside = (found.total - exact).abs() <= found.half_width
+        shares.append(inside.double().mean())
+        means.append(found.total)
+    assert 0.85 < float(torch.stack(shares).mean()) <= 1
+    assert error(torch.stack(means).mean(0), exact) < 0.1
+
+
+def test_a_subset_of_all_logits_is_exact() -> None:
+    model, inputs = network()
+    found = estimate(model, inputs, method="subset", samples=12)
+    assert error(found.total, tangent_kernel(model, inputs).total) < 1e-12
+    assert float(found.half_width.abs().max()) < 1e-7
+
+
+def test_batch_normalisation_by_the_batch_can_be_estimated() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
+    inputs = torch.randn(5, 6).double()
+    exact = tangent_kernel(model, inputs).total
+    for method in METHODS:
+        found = estimate(model, inputs, method=method, samples=2 if method == "subset" else 400)
+        assert error(found.total, exact) < (1e-10 if method == "subset" else 0.3)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"), [(13, "draws 13 of 12 logits"), (1, "needs 2 samples")]
+)
+def test_mistakes_are_named(samples: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        estimate(*network(), method="subset", samples=samples)
+
+
+def test_a_forecast_counts_what_is_done() -> None:
+    """A linear layer on vectors: N forward and N C backward passes, then the Kronecker form."""
+    model, inputs = nn.Linear(300, 20, bias=False), torch.randn(50, 300)
+    work = 50 * 21 * 300 * 20
+    assert forecast(model, inputs, route="structured").flops >= 2 * work
+    full, traced = (forecast(model, inputs, form=form) for form in ("full", "traced"))
+    assert full.flops > traced.flops
+    assert full.bytes_ - traced.bytes_ >= 50 * 50 * (20 * 20 - 1) * 4
+    rows = forecast(model, inputs, form="full", route="jacobian").flops
+    assert rows == pytest.approx(2 * (50 * 41 * 6000 + 50 * 50 / 2 * 400 * 6000))
+    products = forecast(model, inputs, form="full", route="products").flops
+    assert products == pytest.approx(2 * (2 * 3 + 1 / 50) * 50 * 20 * 50 * 6000, rel=0.02)
+
+
+@pytest.mark.parametrize("route", ["structured", "jacobian"])
+def test_a_forecast_of_seconds_is_near(route: str) -> None:
+    """Within a factor of 4 on a machine that does other things, too; the aim is 2."""
+    case = CASES["strided, dilated, grouped"]
+    model, inputs = case.make().float(), torch.randn(64, 2, 32, 32)[:, :, :8, :8]
+    expected = forecast(model, inputs, route=route).seconds  # type: ignore[arg-type]
+    measured = []
+    for _ in range(3):
+        start = time.process_time()
+        tangent_kernel(model, inputs, route=route)  # type: ignore[arg-type]
+        measured.append(time.process_time() - start)
+    assert 0.25 < expected / min(measured) < 4

@@ -1,0 +1,115 @@
+"""All routes against the dense Jacobian in float64, and against each other's definitions."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from Metrics.spectrum import gauss_newton, largest_eigenvalues
+from Metrics.tangent import tangent_kernel
+from Metrics.tangent.network import look_at
+from Metrics.tangent.plan import make_plan
+from Metrics.tangent.reference import dense_kernels
+from Metrics.tangent.routes import Form, Route
+from tests.metrics.tangent.cases import CASES, error, traced
+from Training.losses import mean_squared_error
+
+ROUTES: tuple[Route, ...] = ("structured", "jacobian", "products")
+FORMS: tuple[Form, ...] = ("traced", "full")
+SMALL = 120_000
+"""Bytes of temporaries that force blocks of examples, groups of terms and parts of J."""
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers_every_time() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_route_gives_the_dense_kernels(name: str, route: Route, form: Form) -> None:
+    model, inputs, others = CASES[name].make(), CASES[name].inputs(5), CASES[name].inputs(3)
+    for second in (None, others):
+        exact = dense_kernels(model, inputs, second)
+        exact = traced(exact) if form == "traced" else exact
+        found = tangent_kernel(model, inputs, second, form=form, per_layer=True, route=route)
+        assert found.layers.keys() == exact.keys() == found.routes.keys()
+        for layer, kernel in exact.items():
+            assert error(found.layers[layer], kernel) < 1e-10
+        assert error(found.total, torch.stack(list(exact.values())).sum(0)) < 1e-10
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("route", ["structured", "jacobian"])
+@pytest.mark.parametrize("name", ["mlp", "wide convolutions", "shared", "embedding"])
+def test_blocks_do_not_change_the_kernel(name: str, route: Route, form: Form) -> None:
+    model, inputs, others = CASES[name].make(), CASES[name].inputs(7), CASES[name].inputs(4)
+    for second in (None, others):
+        whole = tangent_kernel(model, inputs, second, form=form, route=route)
+        memory = SMALL if name != "wide convolutions" else 10 * SMALL
+        parts = tangent_kernel(model, inputs, second, form=form, route=route, memory=memory)
+        assert error(parts.total, whole.total) < 1e-13
+
+
+def test_every_form_of_a_term_is_met() -> None:
+    """Else the tests above would not test them."""
+    kinds: set[tuple[object, ...]] = set()
+    for case in CASES.values():
+        inputs = case.inputs(5)
+        plan = make_plan(look_at(case.make(), inputs), inputs, None, True)
+        kinds |= {(term.kind, term.product, len(term.names)) for term in plan.terms}
+        kinds |= {(t.kind, *{o.form for o in t.occurrences}) for t in plan.terms}
+    assert kinds >= {
+        *(("gradients", True, 1), ("gradients", False, 1), ("jacobian", False, 1)),
+        *(("Kronecker", True, 1), ("Kronecker", True, 2)),
+        *(("gradients", "derived"), ("gradients", "rearranged")),
+    }
+
+
+def test_uses_that_mix_examples_are_found_out() -> None:
+    model, inputs = CASES["merged positions"].make(), CASES["merged positions"].inputs(4)
+    routes = tangent_kernel(model, inputs).routes
+    assert routes["first"] != "jacobian"
+    assert routes["middle"] == "jacobian"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("name", ["mlp", "residual, in place", "strided, dilated, grouped"])
+def test_number_formats(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Kernels of bfloat16 networks are float32, and as good as their derivatives."""
+    model, inputs = CASES[name].make().to(dtype), CASES[name].inputs(5).to(dtype)
+    exact = sum(dense_kernels(model, inputs).values(), torch.zeros(()))
+    found = tangent_kernel(model, inputs, form="full").total
+    assert found.dtype == torch.float32
+    assert error(found.double(), exact) < tolerance
+
+
+def test_the_traced_kernel_is_the_mean_over_logits() -> None:
+    """f = W x: Θ_cd = δ_cd ⟨x, x'⟩, so that its trace over C logits is C times the mean."""
+    x = torch.randn(4, 6, dtype=torch.float64)
+    model = nn.Linear(6, 3, bias=False).double()
+    torch.testing.assert_close(tangent_kernel(model, x).total, x @ x.T)
+    full = tangent_kernel(model, x, form="full").total
+    torch.testing.assert_close(full, torch.einsum("nm,cd->nmcd", x @ x.T, torch.eye(3).double()))
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual, in place", "multi-head attention"])
+def test_the_largest_eigenvalue_is_that_of_the_gauss_newton_matrix(name: str) -> None:
+    """The loss is |r|²/M, M = N C: GGN = 2 Jᵀ J / M has the eigenvalues of 2 Θ / M."""
+    model, inputs = CASES[name].make(), CASES[name].inputs(6)
+    matrix = gauss_newton(model, mean_squared_error, (inputs, torch.randn(6, 3).double()))
+    curvature = largest_eigenvalues(matrix, 1, 1e-16, seed=0).values[0]
+    kernel = tangent_kernel(model, inputs, form="full").total
+    flat = kernel.transpose(1, 2).reshape(18, 18).numpy()
+    assert np.linalg.eigvalsh(flat)[-1] * 2 / 18 == pytest.approx(curvature, rel=1e-6)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model, inputs = CASES["residual, in place"].make().train(), torch.randn(6, 2, 4, 4).double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tangent_kernel(model, inputs)
+    after: dict[str, Tensor] = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training

@@ -1,0 +1,79 @@
+"""The tangent kernel's change over widths: its numbers by hand, its exponent beside theory."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call, jacrev, vmap
+
+from Metrics.width.theory import ChainTheory
+from Models import ModelConfig, build_model
+from tests.experiments import cached, make, row_of, state
+from Utils.rundir import RunFolder
+
+DATA = "--dataset gaussian-mixture --train-size 64 --test-size 8 --probe-size 8 --classes 32"
+FLAGS = (
+    f"{DATA} --model fc --depth 3 --nonlinearity tanh --loss mse --dtype float64 --epochs 1 "
+    "--train-batch-size 64 --no-bias --no-balance"
+)
+
+
+def kernels(path: Path, step: int) -> dict[str, np.ndarray]:
+    """The traced kernels of a run's layers, by dense Jacobians."""
+    said = RunFolder(path).read_hyperparameters()
+    config = ModelConfig(**ModelConfig.saved_in(said))
+    model = build_model(config, tuple(said["task"]["input_shape"]), said["task"]["num_classes"])
+    with h5py.File(path / "feats" / "probe.h5") as file:
+        inputs = torch.from_numpy(file["inputs"][()])
+
+    def logits(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = functional_call(model.double(), weights, (x[None],))[0]
+        return found
+
+    rows = vmap(jacrev(logits), (None, 0))(state(path, step), inputs)
+    flat = {name.removesuffix(".weight"): j.flatten(2).numpy() for name, j in rows.items()}
+    return {name: np.einsum("ncp,mcp->nm", j, j) / j.shape[1] for name, j in flat.items()}
+
+
+def test_changes_are_those_of_kernels_weighted_by_learning_rates(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", f"{FLAGS} --param ntk", "1", (16,))
+    (found,) = cached(path, "--metrics ntk-change")
+    before, after = (kernels(path / "w16-s1", step) for step in (0, 1))
+    said = RunFolder(path / "w16-s1").read_hyperparameters()["task"]["parametrization"]
+    factors = {p["name"].removesuffix(".weight"): p["lr"] for p in said["parameters"]}
+    assert len(set(factors.values())) > 1
+    weighted = [sum(factors[n] * k for n, k in ks.items()) for ks in (before, after)]
+    expected = {"": weighted} | {n: [before[n], after[n]] for n in before}
+    with h5py.File(found.path) as file:
+        names = {name: name or "" for name in file["kernel change"]}
+    assert len(names) == 4
+    for name, (start, end) in expected.items():
+        shown = name if name in names else next(n for n in names if n not in before)
+        row = row_of(found, "w16-s1", shown)
+        change = np.linalg.norm(end - start) / np.linalg.norm(start)
+        assert row["kernel change"][1] == pytest.approx(change, rel=1e-8)
+        assert row["kernel"][0] == pytest.approx(np.trace(start) / 8, rel=1e-10)
+
+
+def test_the_kernel_changes_by_one_over_the_width_in_the_kernel_regime(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", f"{FLAGS} --param ntk", "1", (32, 64, 128, 256), (1, 2, 3, 4))
+    (found,) = cached(path, "--metrics ntk-change")
+    (whole,) = (
+        e for e in found.exponents if e.quantity.name == "kernel change" and not e.quantity.layer
+    )
+    assert whole.predicted == -1
+    assert abs(whole.fit.exponent + 1) < 0.25
+    assert whole.verdict == "agrees"
+
+
+def test_nothing_is_predicted_of_rectifiers_and_biases_have_rates_of_their_own(
+    tmp_path: Path,
+) -> None:
+    flags = FLAGS.replace("tanh", "relu").replace("--no-bias", "--param ntk --bias")
+    (found,) = cached(make(tmp_path / "e", flags, "1", (16, 32)), "--metrics ntk-change")
+    assert found.exponents
+    assert all(e.predicted is None for e in found.exponents)
+    assert not any(e.quantity.layer == "" for e in found.exponents)
+    assert ChainTheory(None).smooth is False
