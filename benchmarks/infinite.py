@@ -5,7 +5,8 @@
 CPU seconds of one thread, the least of five, first call apart; memory is the growth of the
 process's peak during one call, results included, in a process of its own, as Linux tells it. The
 rival is neural-tangents (jax 0.5.3), which cannot be installed beside this project; its numbers,
-measured on a 2-core x86 machine, stand beside ours. Limit: pairs of positions are all computed,
+measured on the same busy machine (``benchmarks.rivals``), stand beside ours. Limit: all pairs of
+positions are computed,
 though for an example with itself half of them would do.
 """
 
@@ -22,15 +23,16 @@ from benchmarks.common import Row, print_table
 from Models.infinite import InfiniteNetwork, Parametrization, infinite_network
 
 RIVAL = {
-    ("fc relu3, n=1000, d=784", "float32"): 0.044e-3,
-    ("fc relu3, n=1000, d=784", "float64"): 0.099e-3,
-    ("pooled, 3 conv, n=4, 32x32", "float32"): 416.0,
-    ("pooled, 3 conv, n=4, 32x32", "float64"): 137.0,
-    ("myrtle, n=4, 32x32", "float32"): 268.0,
-    ("myrtle, n=4, 32x32", "float64"): 96.0,
-    ("flattened, 5 conv, n=50, 32x32", "float32"): 0.073,
+    ("fc relu3, n=1000, d=784", "float32"): 0.171e-3,
+    ("fc relu3, n=1000, d=784", "float64"): 0.186e-3,
+    ("flattened, 5 conv, n=50, 32x32", "float32"): 0.142,
+    ("flattened, 5 conv, n=50, 32x32", "float64"): 0.190,
+    ("pooled, 3 conv, n=4, 32x32", "float32"): 719.0,
+    ("pooled, 3 conv, n=4, 32x32", "float64"): 236.0,
+    ("myrtle, n=4, 32x32", "float32"): 459.0,
+    ("myrtle, n=4, 32x32", "float64"): 162.0,
 }
-"""Milliseconds per entry of both kernels."""
+"""Milliseconds per entry of both kernels, from docs/benchmarks.md."""
 
 
 def _convolutions(count: int, channels: int = 3) -> list[nn.Module]:

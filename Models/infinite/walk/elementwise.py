@@ -74,6 +74,9 @@ def _arithmetic(builder: Builder, node: fx.Node, x: Any, y: Any, **kwargs: Any) 
             raise NoLimitError("a product of two branches is not Gaussian; no limit is known")
         return builder.sum(x, y if name == "add" else scaled(builder, y, -1.0))
     symbol, number = (y, x) if numbers[0] else (x, y)
+    if number == 0 and (name == "add" or (name == "sub" and numbers[1])):
+        same: Symbol = symbol  # as Python's sum begins
+        return same
     if name == "mul" or (name == "div" and numbers[1]):
         factor = float(number) if name == "mul" else 1 / float(number)
         return scaled(builder, symbol, factor)
@@ -114,18 +117,20 @@ def scaled(builder: Builder, x: Symbol, factor: float) -> Symbol:
         x: any.
         factor: the number.
     """
-    if factor == 0:
-        raise NoLimitError("everything is multiplied by zero")
     if isinstance(x, Expression) or (isinstance(x, Value) and x.gaussian):
         before = _expression(builder, x, "mul")
 
         def function(z: Tensor) -> Tensor:
             return before.function(z) * factor
 
+        operations = (*before.operations, "mul")
+        if factor == 0:
+            return Expression(before.source, function, operations)
         if before.factor is not None:
             return Expression(before.source, function, (), factor=before.factor * factor)
-        operations = (*before.operations, "mul")
         return Expression(before.source, function, operations, outer=(before, factor))
+    if factor == 0:
+        raise NoLimitError("everything is multiplied by zero")
     return builder.step("scale", Scale(factor), builder.value(x))
 
 
