@@ -61,8 +61,8 @@ class AtInfinity(OfConfig):
         power = summed - exponents_of(place, self._abc).rate("sgd")
         if power > 0:
             raise UserError(
-                f"--width inf: under {self._name} the part of {name} in the tangent kernel grows "
-                f"as width^{power}, so that there is no limit; use --param ntk"
+                f"--width inf: under {self._name} the rate of {name} grows as width^{power}, which "
+                "smaller weights elsewhere undo; such limits are not computed, use --param ntk"
             )
         return 1.0 if power == 0 else 0.0
 

@@ -40,7 +40,8 @@ class EnsembleVariance:
         self, config: TrainConfig, kernel: Tensor, cross: Tensor, prior: Prior, outputs: int
     ):
         self._config, self._kernel, self._outputs = config, kernel.double(), outputs
-        self._cross, self._prior = cross.double(), prior
+        self._cross = cross.double()
+        self._prior = Prior(*(part.double() for part in vars(prior).values()))
         self._schedule = Schedule(config, len(kernel))
         self._modes = Modes.of(kernel) if config.optimizer == "flow" else None
         self._step, self._solvers = -1, self._replayed()
@@ -72,14 +73,15 @@ class EnsembleVariance:
     def _replayed(self) -> Iterator[tuple[int, Tensor]]:
         """After each step, from 0 on, B_t: b for the targets 1 [N, N]."""
         config, schedule, kernel = self._config, self._schedule, self._kernel
-        identity = torch.eye(len(kernel), dtype=torch.float64)
         solver, velocity, fresh = torch.zeros_like(kernel), torch.zeros_like(kernel), True
         yield 0, solver
         data = load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
         batches = batch_numbers(config, schedule, data.train)
         rules = sgd_rules(config, schedule)
         for step, (rule, batch) in enumerate(zip(rules, batches, strict=True), start=1):
-            slope = 2 / (len(batch) * self._outputs) * (kernel[batch] @ solver - identity[batch])
+            residual = kernel[batch] @ solver
+            residual[torch.arange(len(batch)), batch] -= 1
+            slope = 2 / (len(batch) * self._outputs) * residual
             gradient = torch.zeros_like(solver).index_copy_(0, batch, slope)
             rule = replace(rule, first=fresh and rule.momentum > 0)
             solver, velocity = linear_step(solver, velocity, rule, gradient)

@@ -35,6 +35,9 @@ _ADVICE = "start anew with train.py --overwrite"
 
 _SECONDS_BETWEEN_LOG_LINES = 10.0
 
+_OF_MODES = 4
+"""Matrices that an eigendecomposition holds."""
+
 _BATCH = 1024
 """Examples that are read at a time."""
 
@@ -59,7 +62,7 @@ def tangent_kernel(run: RunFolder) -> tuple[Tensor, dict[str, slice]]:
 
 @dataclass(frozen=True)
 class Prior:
-    """Covariances of initial outputs, float64.
+    """Covariances of initial outputs, in the run's number format.
 
     Attributes:
         train: K(X, X) [N, N].
@@ -80,7 +83,7 @@ def prior_kernel(run: RunFolder) -> Prior | None:
     """
 
     def tensor(dataset: h5py.Dataset) -> Tensor:
-        return torch.from_numpy(dataset[()]).double()
+        return torch.from_numpy(dataset[()])
 
     with open_hdf5(run.fetch(run.kernels), _ADVICE) as file:
         if "nngp" not in file:
@@ -125,23 +128,29 @@ class KernelsOfRun:
         test = len(self.dataset.test)
         return len(self.dataset.train), test, min(self.config.probe_size, test)
 
-    def _bytes(self) -> int:
+    def _stored(self) -> int:
+        """Bytes of the file."""
         train, test, probe = self._sizes()
-        item = self._dtype.itemsize
-        prior = (train + probe) * train * item if self._with_prior else 0
-        return (train + test + probe) * train * item + prior
+        prior = train + probe if self._with_prior else 0
+        return (train + test + probe + prior) * train * self._dtype.itemsize
+
+    def _held(self) -> int:
+        """Bytes in memory: Θ, and float64 matrices for the largest learning rate, or for modes."""
+        train, test, probe = self._sizes()
+        matrices = _OF_MODES if self.config.optimizer == "flow" else 1
+        held = (train + test + probe) * train * self._dtype.itemsize + 8 * matrices * train**2
+        return max(held, self._stored())
 
     def _check_memory(self) -> None:
-        needed, free = self._bytes(), available_bytes()
+        needed, free = self._held(), available_bytes()
         if needed <= free:
             return
         train, test, _ = self._sizes()
         fewer = int(train * (free / needed) ** 0.5)
         smaller = f"--train-size {fewer}" if self.config.train_size else "a smaller data set"
         raise UserError(
-            f"--width inf: the kernels of {train} training and {test} test examples take "
-            f"{needed / 1e9:.3g} GB, which are kept in memory, and {free / 1e9:.3g} GB are free; "
-            f"use {smaller}"
+            f"--width inf: the kernels of {train} training and {test} test examples need "
+            f"{needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; use {smaller}"
         )
 
     def save(self, run: RunFolder, log: logging.Logger) -> None:
@@ -163,7 +172,7 @@ class KernelsOfRun:
         cross = self._network.forecast(test + probe, train, get, self._dtype, device)
         log.info(
             "kernels of %d training, %d test and %d probe examples: about %.2g s, %.3g GB",
-            *(train, test, probe, own.seconds + cross.seconds, self._bytes() / 1e9),
+            *(train, test, probe, own.seconds + cross.seconds, self._stored() / 1e9),
         )
 
     def _computed(self, device: torch.device, log: logging.Logger) -> Iterator[tuple[str, object]]:

@@ -101,6 +101,7 @@ def test_flags_that_kernels_cannot_follow_are_refused(flags: dict[str, Any], mes
     [
         ("--param mup", "under --param mup wide networks learn features (r = 0)"),
         ("--param sp", "under --param sp outputs or features of wide networks grow"),
+        ("--param hybrid:1/2", "rate of fc1.bias grows as width^1/2"),
         ("--param mean-field", "under --param mean-field"),
         ("--param ntk --model fc-bn", "batch"),
         ("--param ntk --optimizer flow", "use 1437"),
@@ -123,7 +124,9 @@ def test_kernels_larger_than_the_memory_are_refused(
 ) -> None:
     monkeypatch.setattr(kernels, "available_bytes", lambda: 1_000_000)
     flags = "--dataset gaussian-mixture --model fc --width inf --param ntk"
-    with pytest.raises(UserError, match=r"take 0\.00826 GB.*0\.001 GB are free; .*--train-size"):
+    with pytest.raises(
+        UserError, match=r"need 0\.0163 GB.*0\.001 GB are free; use --train-size 248"
+    ):
         train_run(tmp_path / "e" / "x", flags)
 
 
