@@ -34,6 +34,7 @@ def layers(network: InfiniteNetwork) -> list[str]:
         ({"model": "fc", "depth": 3, "width": 400}, (1, 2, 3)),
         ({"model": "conv", "depth": 3, "width": 64, "nonlinearity": "tanh"}, (2, 4, 4)),
         ({"model": "fc", "depth": 2, "width": 400, "bias": False, "param": "sp-lr1n"}, (5,)),
+        ({"model": "preact-resnet", "depth": 2, "width": 64}, (2, 3, 3)),
     ],
 )
 def test_a_run_has_the_kernel_of_its_parametrization(flags: Any, shape: tuple[int, ...]) -> None:
