@@ -161,7 +161,18 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         "used twice",
     ),
     "input added": (net(lambda m, x: x + m["a"](x), a=linear()), "input itself"),
-    "gate": (net(lambda m, x: m["a"](x) * m["b"](x).sigmoid(), a=linear(), b=linear()), "product"),
+    "dependent gate": (
+        net(lambda m, x: (m["a"](x) + (y := m["b"](x))) * y.sigmoid(), a=linear(), b=linear()),
+        "branches of a product share their last layer",
+    ),
+    "gate before a nonlinearity": (
+        net(lambda m, x: (m["a"](x) * m["b"](x)).relu(), a=linear(), b=linear()),
+        "reads product, whose values are not Gaussian",
+    ),
+    "positions concatenated": (
+        net(lambda m, x: torch.cat([m["a"](x)[None], m["b"](x)[None]]), a=linear(), b=linear()),
+        "infinite width: ",
+    ),
     "nonlinearity of the input": (net(lambda m, x: m["a"](x.relu()), a=linear()), "the input"),
     "norm after relu": (
         net(
