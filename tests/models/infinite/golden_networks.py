@@ -133,7 +133,7 @@ def normalised(x: Tensor, eps: float, axis: list[int]) -> Tensor:
 
 def padded(x: Tensor, layer: Layer, window: list[int]) -> Tensor:
     """SAME as XLA pads: the larger half at the end."""
-    if layer["padding"] == "VALID":
+    if layer.get("padding", "VALID") == "VALID":
         return x
     pads: list[int] = []
     for size, k, stride in zip(x.shape[2:], window, layer["strides"], strict=True):
