@@ -66,6 +66,7 @@ class MetricEntry(Entry):
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
+        needs_laws: whether it is about conservation laws.
         scope: what it reads.
         weights: whether it is about weights, which networks of infinite width do not have.
     """
@@ -76,6 +77,7 @@ class MetricEntry(Entry):
     kind: Kind = "curves"
     default: bool = True
     needs: tuple[str, ...] = ()
+    needs_laws: bool = False
     scope: Scope = "run"
     weights: bool = True
 
@@ -117,6 +119,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Scale symmetry",
             ylabel=r"$|W_i|^2 + b_i^2$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "rescale",
@@ -126,6 +129,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Rescale symmetry",
             ylabel=r"$|W^{\mathrm{out}}_i|^2 - |W^{\mathrm{in}}_i|^2 - b_i^2$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "translation",
@@ -135,6 +139,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Translation symmetry",
             ylabel=r"$\langle c, \theta \rangle$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "balance",
@@ -144,6 +149,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Balance of matrices",
             ylabel=r"$(W_2^\top W_2 - W_1 W_1^\top)_{ij}$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "budget",
@@ -152,6 +158,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Budget of conserved quantities",
             ylabel="change since step 0",
             kind="budget",
+            needs_laws=True,
         ),
         MetricEntry(
             "rotation",
@@ -163,6 +170,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="angle per step (rad)",
             units="rad",
             kind="rotation",
+            needs_laws=True,
         ),
         MetricEntry(
             "performance",
@@ -236,6 +244,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Certificate of the symmetries",
             ylabel="relative deviation",
             kind="certificate",
+            needs_laws=True,
             default=False,
         ),
         MetricEntry(

@@ -86,6 +86,11 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
         10, ge=1, description="Steps between observations of the conserved quantities."
     )
     probe_size: int = Field(64, ge=1, description="Examples in the run's fixed probe batch.")
+    laws: bool = Field(
+        True,
+        description="Find the model's conservation laws and follow them; without, runs of few "
+        "steps are faster, and metrics of laws are left out.",
+    )
     balance: bool = Field(
         True, description="Also look for matrix laws, whose number grows as the square of a width."
     )

@@ -13,7 +13,7 @@ from Data.batches import probe_batch
 from Data.dataset import Dataset
 from Models import build_model
 from Models.parametrization.scales import Scales
-from Models.symmetry import Laws, find_laws
+from Models.symmetry import Laws, find_laws, no_laws
 from Training.backends import start
 from Training.backends.backend import Backend
 from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
@@ -42,7 +42,7 @@ def list_laws(config: TrainConfig) -> str:
     entry = config.data_entry
     if config.is_infinite:
         return infinite.laws_of_infinity().table()
-    return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
+    return laws_of(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
 def train(config: TrainConfig, folder: AbstractContextManager[RunFolder]) -> int:
@@ -215,7 +215,7 @@ class Keeper:
         if checkpoint is None or not run.symmetries.exists():
             if checkpoint is not None:
                 load_weights(model, checkpoint)
-            (_laws(self._config, model) if known is None else known).save(run.symmetries)
+            (laws_of(self._config, model) if known is None else known).save(run.symmetries)
             run.publish(run.symmetries)
         return checkpoint, Laws.load(run.symmetries)
 
@@ -274,7 +274,15 @@ _latest: dict[object, Laws] = {}
 """The laws that were found last: runs of a sweep share them, whose steps may take less time."""
 
 
-def _laws(config: TrainConfig, model: nn.Module) -> Laws:
+def laws_of(config: TrainConfig, model: nn.Module) -> Laws:
+    """The laws that a run follows: those of its model, or none if it shall not.
+
+    Args:
+        config: of the run.
+        model: its network, in training mode.
+    """
+    if not config.laws:
+        return no_laws("they were not looked for, with --no-laws")
     flags = {name: value for name, value in config.flat().items() if name not in _ANY_LAWS}
     kinds = tuple((name, type(module)) for name, module in model.named_modules())
     key = json.dumps(flags, sort_keys=True), repr(model), kinds  # a user's code may have changed

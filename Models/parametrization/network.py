@@ -183,7 +183,7 @@ class Parametrized:
         at_base = self._anchored and set(self.growth.values()) == {1.0}
         width = [] if at_base else [config.finite_width or 0]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(config.seed, "init", *width))
+            torch.default_generator.manual_seed(stream_seed(config.seed, "init", *width))
             model = construct(config, self.input_shape, self.num_classes)
         if at_base:
             return model
@@ -219,7 +219,7 @@ class Parametrized:
         """Refuse an initialisation whose weights do not shrink as fan-in^{-1/2}."""
         config = self.config.model_copy(update={"width": self.config.base_width})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(config.seed, "init"))
+            torch.default_generator.manual_seed(stream_seed(config.seed, "init"))
             base = dict(construct(config, self.input_shape, self.num_classes).named_parameters())
         parameters = dict(model.named_parameters())
         for place in self.places:

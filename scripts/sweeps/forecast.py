@@ -8,20 +8,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from Data import load_dataset
 from Models import build_model
-from Models.symmetry import find_laws
 from scripts.sweeps.attempts import newest
 from scripts.sweeps.manifest import Run
+from scripts.sweeps.stages import Experiment
 from scripts.sweeps.status import counts, standing
-from scripts.sweeps.worker import Experiment
 from Training.backends import start
 from Training.checkpoints import Checkpoint, save_checkpoint
 from Training.config import TrainConfig
 from Training.loop import Trainer
 from Training.recorder import Silence
+from Training.run import laws_of
 from Training.schedule import Schedule
 from Training.state import TrainingState
 from Utils.config import validate
@@ -146,12 +144,12 @@ def measure(config: TrainConfig) -> Cost:
     Raises:
         UserError: it cannot be begun.
     """
-    shape, dtype = config.data_entry.input_shape, getattr(torch, config.dtype)
+    shape = config.data_entry.input_shape
     begin = time.monotonic()
     with start(config) as backend, tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
         model = build_model(config, shape, dataset.entry.num_classes)
-        laws = find_laws(model, torch.zeros(2, *shape, dtype=dtype), config.loss, config.balance)
+        laws = laws_of(config, model)
         state = TrainingState.initial(config, model, dataset, laws, backend)
         recorder = _Weighing(Path(folder))
         with closing(state.batches):
