@@ -5,9 +5,10 @@ computed from it; this process puts them together (:mod:`Metrics.cache_file`).
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from Metrics.cache_file import CacheFile, Part
 from Metrics.config import CacheConfig
@@ -19,6 +20,7 @@ from Metrics.model_at import ModelAt
 from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
 from Metrics.unobserved import Unobserved
+from Models.config import INFINITE
 from Models.symmetry import Laws
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.errors import Unreachable, Unreadable, UserError, left_out
@@ -48,8 +50,7 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    buffers = hyperparameters.get("save_buffers", ())
-    entries, without = _possible(config, buffers, Laws.load(run.symmetries))
+    entries, without = _possible(config, hyperparameters, Laws.load(run.symmetries))
     if is_upstreams(hyperparameters):
         refuse_their_files(run.fetch(run.cache(e.name, config.suffix)) for e in entries)
     with run.lock("cache"):
@@ -116,18 +117,23 @@ def _successful(
 
 
 def _possible(
-    config: CacheConfig, buffers: Collection[str], laws: Laws
+    config: CacheConfig, hyperparameters: Mapping[str, Any], laws: Laws
 ) -> tuple[list[MetricEntry], list[str]]:
     """The metrics that can be computed, and what to say of the others.
 
     Raises:
         UserError: nothing can be computed.
     """
+    buffers = set(hyperparameters.get("save_buffers", ()))
     wanted = [METRICS[name] for name in config.metric_names()]
-    unkept = [entry for entry in wanted if entry.needs and not set(buffers) & set(entry.needs)]
-    lawless = [entry for entry in wanted if entry.needs_laws and laws.note]
+    infinite = hyperparameters.get("width") == INFINITE
+    weightless = [entry for entry in wanted if entry.weights and infinite]
+    others = [entry for entry in wanted if entry not in weightless]
+    unkept = [entry for entry in others if entry.needs and not buffers & set(entry.needs)]
+    lawless = [entry for entry in others if entry.needs_laws and laws.note]
     needed = ",".join(dict.fromkeys(entry.needs[0] for entry in unkept))
     reasons = {
+        "--width inf has no weights, which these metrics are about": weightless,
         f"not cached without train.py --save-buffers {needed}": unkept,
         f"not cached, as there are no laws: {laws.note}": lawless,
     }
@@ -136,7 +142,7 @@ def _possible(
         for reason, entries in reasons.items()
         if entries
     ]
-    possible = [entry for entry in wanted if entry not in unkept and entry not in lawless]
+    possible = [entry for entry in others if entry not in unkept and entry not in lawless]
     if not possible:
         raise UserError("; ".join(told) or "--metrics: none is named")
     return possible, told

@@ -68,6 +68,7 @@ class MetricEntry(Entry):
         needs: of which of ``--save-buffers`` the run must have kept one.
         needs_laws: whether it is about conservation laws.
         scope: what it reads.
+        weights: whether it is about weights, which networks of infinite width do not have.
     """
 
     title: str = ""
@@ -78,6 +79,7 @@ class MetricEntry(Entry):
     needs: tuple[str, ...] = ()
     needs_laws: bool = False
     scope: Scope = "run"
+    weights: bool = True
 
     def attributes(self, sources: Iterable[str]) -> dict[str, str]:
         """What a cache says of itself.
@@ -176,6 +178,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "losses and accuracies at the ends of epochs",
             title="Performance",
             ylabel="loss, accuracy",
+            weights=False,
         ),
         MetricEntry(
             "network",

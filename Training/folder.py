@@ -94,6 +94,7 @@ def _files_of(run: RunFolder) -> Iterator[Path]:
     yield run.journal
     yield run.logs / "run.log"
     yield run.symmetries
+    yield run.kernels
     yield run.hyperparameters
 
 

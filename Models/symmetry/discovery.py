@@ -86,7 +86,11 @@ _EMPTY = sparse.csr_matrix((0, 0))
 
 
 def no_laws(note: str) -> Laws:
-    """No law at all, and why."""
+    """The laws of a model that has none that are known.
+
+    Args:
+        note: why.
+    """
     return Laws(Charges((), _EMPTY), Charges((), _EMPTY), (), (), note)
 
 

@@ -61,7 +61,8 @@ class Cost:
 def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator[str]:
     """The runs with their steps, then time and disk of those that are not done; yields lines.
 
-    Kinds of runs of which one is done are taken from it, others are timed for a few steps.
+    Kinds of runs of which one is done are taken from it, others are timed for a few steps; but
+    for those of infinite width, which are mainly kernels, and say what these take as they begin.
 
     Raises:
         UserError: a run cannot be begun.
@@ -77,13 +78,16 @@ def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator
         yield f"{run.expid}: {steps} steps, {where.condition}"
         if where.condition in {"done", "diverged", "failed"}:
             continue
+        all_steps += steps
         kind = _kind(run)
+        if config.is_infinite and kind not in known:
+            yield f"{run.expid}: how long its kernels take is told when it begins"
+            continue
         if kind not in costs:
             costs[kind] = known.get(kind) or measure(config)
         cost = costs[kind]
         seconds += cost.beginning + steps * cost.step + epochs * cost.evaluation
         size += cost.checkpoint * (1 + len(config.save_steps(steps)) + epochs)
-        all_steps += steps
     yield f"{len(runs)} runs: {counts(standings)}; {all_steps} steps to do"
     if not costs:
         return
