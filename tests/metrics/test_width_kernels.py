@@ -1,5 +1,6 @@
 """The tangent kernel's change over widths: its numbers by hand, its exponent beside theory."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
@@ -77,3 +78,78 @@ def test_nothing_is_predicted_of_rectifiers_and_biases_have_rates_of_their_own(
     assert all(e.predicted is None for e in found.exponents)
     assert not any(e.quantity.layer == "" for e in found.exponents)
     assert ChainTheory(None).smooth is False
+
+
+def recursion(
+    x: np.ndarray, variances: list[float], rates: list[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """K and Θ of a ReLU chain by arc-cosine kernels (Cho and Saul 2009; Jacot et al. 2018).
+
+    Args:
+        x: inputs [N, d].
+        variances: of every layer's weights, times the fan-in.
+        rates: of every layer's weights, times the fan-in.
+    """
+    q = x @ x.T / x.shape[1]
+    t = np.zeros_like(q)
+    for layer, (variance, rate) in enumerate(zip(variances, rates, strict=True)):
+        if layer:
+            size = np.sqrt(np.outer(np.diag(q), np.diag(q)))
+            angle = np.arccos(np.clip(q / size, -1, 1))
+            slope = (np.pi - angle) / (2 * np.pi)
+            q, t = slope * q + size * np.sin(angle) / (2 * np.pi), slope * t
+        q, t = variance * q, variance * t + rate * q
+    return q, t
+
+
+def lonely(flags: str) -> str:
+    return flags.replace("tanh", "relu").replace("--epochs 1", "--epochs 0")
+
+
+def test_deviations_are_those_from_arc_cosine_kernels(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", f"{lonely(FLAGS)} --param ntk", "1", (16,))
+    (found,) = cached(path, "--metrics kernel-convergence")
+    run = path / "w16-s1"
+    with h5py.File(run / "feats" / "probe.h5") as file:
+        x = file["inputs"][()].reshape(8, -1).astype(float)
+    of_layer = kernels(run, 0)
+    # weights W of layers of n = 16: variance 2/n (ReLU's gain), the readout's 1/n; learning
+    # rates 1 of the first layer, 1/n of the others
+    lrs = [1, 1 / 16, 1 / 16]
+    covariance, tangent = recursion(x, [2, 2, 1], [x.shape[1], 1, 1])
+    measured = sum(lr * of_layer[n] for lr, n in zip(lrs, of_layer, strict=True))
+    row = row_of(found, "w16-s1", "network")
+    for name, finite, limit in (
+        ("kernel deviation", measured, tangent),
+        ("covariance deviation", of_layer["classifier"] / 16, covariance),
+    ):
+        expected = np.linalg.norm(finite - limit) / np.linalg.norm(limit)
+        assert row[name][0] == pytest.approx(expected, rel=1e-7)
+
+
+def test_kernels_converge_as_one_over_the_root_of_the_width(tmp_path: Path) -> None:
+    flags = f"{lonely(FLAGS)} --param ntk --bias".replace("--no-bias", "")
+    path = make(tmp_path / "e", flags, "1", (32, 128, 512), tuple(range(1, 9)))
+    (found,) = cached(path, "--metrics kernel-convergence")
+    assert len(found.exponents) == 2
+    for exponent in found.exponents:
+        assert exponent.predicted == Fraction(-1, 2)
+        assert abs(exponent.fit.exponent + 0.5) < 0.1
+        assert exponent.fit.interval < 0.3
+        assert exponent.verdict == "agrees"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--param mup", "classifier.weight begins as width^-1"),
+        ("", "without --param nothing says how the model grows"),
+    ],
+)
+def test_where_there_is_no_kernel_at_infinite_width_it_says_why(
+    flags: str, reason: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "e", f"{lonely(FLAGS)} {flags}", "1", (16, 32))
+    (found,) = cached(path, "--metrics kernel-convergence")
+    assert not found.exponents
+    assert reason in found.text()
