@@ -70,8 +70,10 @@ def _arithmetic(builder: Builder, node: fx.Node, x: Any, y: Any, **kwargs: Any) 
     if all(_source(z) is not None for z in (x, y)) and _source(x) == _source(y):
         return _together(builder, node, x, y)
     if not any(numbers):
+        if name == "mul":
+            return builder.product(x, y)
         if name not in {"add", "sub"}:
-            raise NoLimitError("a product of two branches is not Gaussian; no limit is known")
+            raise NoLimitError("a quotient of two branches has no limit that is known")
         return builder.sum(x, y if name == "add" else scaled(builder, y, -1.0))
     symbol, number = (y, x) if numbers[0] else (x, y)
     if number == 0 and (name == "add" or (name == "sub" and numbers[1])):
