@@ -403,6 +403,18 @@ METRICS: Registry[MetricEntry] = Registry(
             scope="experiment",
         ),
         MetricEntry(
+            "kernel-convergence",
+            "Metrics.width.limit:KernelConvergence",
+            "distance of the initial tangent kernel and covariance from those of infinite width, "
+            "against the width",
+            "Jacot et al., NeurIPS 2018; Hanin and Nica, ICLR 2020",
+            title="Convergence to the kernels of infinite width",
+            ylabel="relative deviation",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
             "init-distribution",
             "Metrics.width.distribution:InitialDistribution",
             "size and kurtosis of the outputs of random networks, against the width",
