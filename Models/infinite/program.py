@@ -98,8 +98,12 @@ class Program:
         """Whether a layer after mixing reads variances, which mixing alone does not tell, or any
         reads more of each example."""
         after = zip(self.steps, self.mixed[1:], strict=True)
-        return bool(self.owned) or self.mixes and any(
-            step.layer.normalises and any(self.mixed[k] for k in step.inputs) for step, _ in after
+        return bool(self.owned) or (
+            self.mixes
+            and any(
+                step.layer.normalises and any(self.mixed[k] for k in step.inputs)
+                for step, _ in after
+            )
         )
 
     @cached_property
