@@ -64,24 +64,30 @@ def collect(
         terms: of the plan.
         chunk: how many examples go through the network at a time.
     """
-    stores = [
-        _collect(network, inputs[low : low + chunk], plan, terms)
-        for low in range(0, len(inputs), chunk)
-    ]
-    if len(stores) == 1:
-        return stores[0]
+    n = len(inputs)
+    if chunk >= n:
+        return _collect(network, inputs, plan, terms)
     joined = Store()
-    for term in terms:
-        if term in stores[0].rows:
-            joined.rows[term] = torch.cat([store.rows.pop(term) for store in stores])
-            continue
-        parts = [store.factors.pop(term) for store in stores]
-        joined.factors[term] = Factors(
-            parts[0].pieces,
-            [torch.cat(xs) for xs in zip(*(part.inputs for part in parts), strict=True)],
-            [torch.cat(gs) for gs in zip(*(part.derivatives for part in parts), strict=True)],
-        )
+    for part in blocks(n, chunk):
+        store = _collect(network, inputs[part], plan, terms)
+        for term, rows in store.rows.items():
+            if term not in joined.rows:
+                joined.rows[term] = _room(rows, n)
+            joined.rows[term][part] = rows
+        for term, few in store.factors.items():
+            if term not in joined.factors:
+                rooms = ([_room(each, n) for each in s] for s in (few.inputs, few.derivatives))
+                joined.factors[term] = Factors(few.pieces, *rooms)
+            kept = joined.factors[term]
+            pairs = ((kept.inputs, few.inputs), (kept.derivatives, few.derivatives))
+            for whole, piece in (pair for lists in pairs for pair in zip(*lists, strict=True)):
+                whole[part] = piece
     return joined
+
+
+def _room(few: Tensor, count: int) -> Tensor:
+    """For as many examples: filled in place, as joining what is kept would need it twice."""
+    return few.new_empty(count, *few.shape[1:])
 
 
 def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]) -> Store:

@@ -21,7 +21,7 @@ from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
 from Metrics.width.members import Member
 from Models.parametrization.scales import Scales
-from Models.symmetry import Laws
+from Models.symmetry import no_laws
 from Utils.errors import UserError
 from Utils.storage import open_hdf5
 
@@ -31,6 +31,8 @@ Weights = tuple[Tensor, Tensor | None]
 """Copies of a layer's weight and bias; ``None`` for no bias."""
 
 AGAIN = "run extract.py again"
+
+_UNREAD = no_laws("no metric of experiments is about laws")
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,8 @@ class Network:
     def __init__(self, member: Member, config: CacheConfig):
         self._run = member.run
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
-        self._laws = Laws.load(member.run.symmetries)
         said = dict(member.hyperparameters)
-        self.kernel_at = KernelAt(member.run, said, config, self._laws, self.model_at)
+        self.kernel_at = KernelAt(member.run, said, config, _UNREAD, self.model_at)
         self._scales = said["task"].get("parametrization")
 
     @contextmanager
@@ -170,7 +171,7 @@ class Network:
     @contextmanager
     def _features(self, step: int) -> Iterator[StepFeatures]:
         path = self._run.fetch(self._run.features(step))
-        with step_features(path, self._laws) as features:
+        with step_features(path, _UNREAD) as features:
             yield features
 
     @cached_property
