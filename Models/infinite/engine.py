@@ -53,8 +53,7 @@ class Examples:
     Attributes:
         inputs: [C, *sizes, n]; a view.
         variances: of every value, [*sizes, n]; those of values that need more are missing.
-        own: of the values whose layers read them, covariances between the positions of each
-            example, [*sizes, *sizes, n].
+        own: covariances between the positions of each example where read, [*sizes, *sizes, n].
     """
 
     inputs: Tensor
@@ -193,8 +192,8 @@ class Tile:
         sides = tuple(self._sides(i) if self._known(i) else None for i in step.inputs)
         # Without variances of their outputs layers return covariances, which then suffice.
         out = self._sides(k) if self._known(k) and k <= self.program.last_reader else None
-        last = step.inputs[-1]
-        own = (self.one.own[last], self.other.own[last]) if step.layer.reads_own else None
+        end = step.inputs[-1]
+        own = (self.one.own[end], self.other.own[end]) if step.layer.reads_own else None
         view = View(before, layout, sides, out, self.tangent, self.same, own)
         return step.layer.apply([states[i] for i in step.inputs], view), layout
 

@@ -19,6 +19,7 @@ from Models.infinite.walk.values import (
     Expression,
     Input,
     NoLimitError,
+    Scores,
     Symbol,
     Value,
     Weight,
@@ -94,6 +95,8 @@ class Builder:
             return self.read(x, (CHANNEL,) if flat else (CHANNEL, *range(len(x.shape) - 1)))
         if isinstance(x, Weight):
             raise NoLimitError(f"parameter {x.name} is used outside of a layer")
+        if isinstance(x, Scores):
+            raise NoLimitError("products of keys are used for something else than attention")
         return x
 
     def _apply(self, x: Expression) -> Value:

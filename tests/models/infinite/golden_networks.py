@@ -40,7 +40,6 @@ UNWRITTEN = {
     "ExpNormalized": "a kernel of no elementwise function",
     "ConvLocal": "torch has no locally connected layer",
     "ConvTranspose": "transposed convolutions are not read",
-    "GlobalSelfAttention": "attention is not read",
 }
 HERMITE: list[Any] = [
     lambda x: 1 + 0 * x,
@@ -72,6 +71,8 @@ class Net(nn.Module):
             part = kinds[len(shape)](layer["out_chan"], shape, layer["strides"], bias=bias)
         elif layer["layer"] == "Dropout":
             part = nn.Dropout(1 - layer["rate"])
+        elif layer["layer"] == "GlobalSelfAttention":
+            return Attention(layer)
         elif "branches" in layer:
             part = nn.ModuleList(Net(b, 0, self.dimensions) for b in layer["branches"])
         else:
@@ -96,7 +97,7 @@ class Net(nn.Module):
             return part(padded(x, layer, layer["filter_shape"]))  # type: ignore[no-any-return]
         if kind in JOINS:
             return JOINS[kind]([branch(x) for branch in part])
-        if kind in {"Identity", "Dropout"}:
+        if kind in {"Identity", "Dropout", "GlobalSelfAttention"}:
             return part(x)  # type: ignore[no-any-return]
         if kind == "Flatten":
             return x.flatten(1)
@@ -108,6 +109,43 @@ class Net(nn.Module):
         if kind in {"AvgPool", "SumPool"}:
             return pooled(x, layer)
         pytest.skip(UNWRITTEN[kind])
+
+
+class Attention(nn.Module):
+    """Of one head: with scores divided by d, heads are alike. Keys are their own queries."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        if set(layer) & {"pos_emb_type", "linear_scaling"}:
+            pytest.skip("positions added to keys, or 1/√d, are not read")
+        self.kind, self.d = layer.get("attention_mechanism", "SOFTMAX"), layer["n_chan_key"]
+        deviation = layer.get("b_std")
+        self.key = nn.LazyLinear(self.d, bias=False)
+        self.value = nn.LazyLinear(layer["n_chan_val"], bias=False)
+        self.out = nn.LazyLinear(layer["n_chan_out"], bias=deviation is not None)
+        # Queries of variance 0.9² and keys of 1.1² count by their product.
+        both = (layer["W_key_std"] * layer["W_query_std"]) ** 0.5
+        stds = (both, 0.0), (layer["W_value_std"], 0.0), (layer["W_out_std"], deviation or 0.0)
+        for part, std in zip((self.key, self.value, self.out), stds, strict=True):
+            part.std = std  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() > 3:
+            pytest.skip("the rows of an image are not made one axis with its columns")
+        x = x.transpose(1, 2)
+        k = self.key(x)
+        scores = k @ k.transpose(1, 2) / self.d
+        mixed = MECHANISMS[self.kind](scores) @ self.value(x)
+        result: Tensor = self.out(mixed).transpose(1, 2)
+        return result
+
+
+MECHANISMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "SOFTMAX": lambda scores: scores.softmax(-1),
+    "IDENTITY": lambda scores: scores,
+    "ABS": torch.abs,
+    "RELU": torch.relu,
+}
 
 
 def pooled(x: Tensor, layer: Layer) -> Tensor:

@@ -299,6 +299,7 @@ def test_row_offsets_are_streamed_where_they_can_be(monkeypatch: pytest.MonkeyPa
         "residual": "diagonal",
         "flattened": "diagonal",
         "tokens": "full",  # one dimension
+        "gated": "diagonal",
         "pre-activation": "full",  # circular
         "pooled twice": "stream",
         "wide": "stream",
