@@ -15,6 +15,7 @@ NAMES = (
     "stages",
     "devices",
     "gpu",
+    "tangent",
     "infinite",
 )
 

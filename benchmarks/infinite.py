@@ -4,9 +4,9 @@
 
 CPU seconds of one thread, the least of five, first call apart; memory is the growth of the
 process's peak during one call, results included, in a process of its own, as Linux tells it. The
-rival is neural-tangents (jax 0.5.3), which cannot be installed beside this project; its numbers,
-measured on the same busy machine (``benchmarks.rivals``), stand beside ours. Limit: all pairs of
-positions are computed,
+rival is neural-tangents (:mod:`benchmarks.rivals`): where ``NEURAL_TANGENTS`` names its
+environment, measured in turn with ours, twice; else its stored times stand there, without a
+ratio, as another machine or hour may have taken them. Limit: all pairs of positions are computed,
 though for an example with itself half of them would do.
 """
 
@@ -20,19 +20,9 @@ import torch
 from torch import nn
 
 from benchmarks.common import Row, print_table
+from benchmarks.rivals import interpreter, neural_tangents
+from benchmarks.rivals.cases import ANALYTIC, Case
 from Models.infinite import InfiniteNetwork, Parametrization, infinite_network
-
-RIVAL = {
-    ("fc relu3, n=1000, d=784", "float32"): 0.171e-3,
-    ("fc relu3, n=1000, d=784", "float64"): 0.186e-3,
-    ("flattened, 5 conv, n=50, 32x32", "float32"): 0.142,
-    ("flattened, 5 conv, n=50, 32x32", "float64"): 0.190,
-    ("pooled, 3 conv, n=4, 32x32", "float32"): 719.0,
-    ("pooled, 3 conv, n=4, 32x32", "float64"): 236.0,
-    ("myrtle, n=4, 32x32", "float32"): 459.0,
-    ("myrtle, n=4, 32x32", "float64"): 162.0,
-}
-"""Milliseconds per entry of both kernels, from docs/benchmarks.md."""
 
 
 def _convolutions(count: int, channels: int = 3) -> list[nn.Module]:
@@ -57,12 +47,13 @@ def _dense() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(2, 10))
 
 
-CASES: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
-    "fc relu3, n=1000, d=784": (_dense, 1000, (784,)),
+CASES: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], str]] = {
+    "fc relu3, n=1000, d=784": (_dense, 1000, (784,), "relu3, 1000x784"),
     "flattened, 5 conv, n=50, 32x32": (
         lambda: nn.Sequential(*_convolutions(5), nn.Flatten(), nn.Linear(2048, 10)),
         50,
         (3, 32, 32),
+        "flatten5, 50x32x32x3",
     ),
     "pooled, 3 conv, n=4, 32x32": (
         lambda: nn.Sequential(
@@ -70,15 +61,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
         ),
         4,
         (3, 32, 32),
+        "gap3, 4x32x32x3",
     ),
-    "myrtle, n=4, 32x32": (_myrtle, 4, (3, 32, 32)),
+    "myrtle, n=4, 32x32": (_myrtle, 4, (3, 32, 32), "myrtle5, 4x32x32x3"),
 }
-"""Network, examples, shape of one."""
+"""Network, examples, shape of one, and the same for the rival."""
+
+_ROUNDS = 2
+"""Of both in turn, where the rival runs in its environment."""
 
 
 def prepared(case: str, dtype: torch.dtype) -> tuple[InfiniteNetwork, torch.Tensor]:
     """The network and the examples of a case."""
-    make, n, shape = CASES[case]
+    make, n, shape, _ = CASES[case]
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     return infinite_network(make(), shape, scaling=Parametrization("ntk", 2.0, 0.01)), x
 
@@ -91,27 +86,52 @@ def measure(cases: Sequence[str] = tuple(CASES), repetitions: int = 5) -> list[R
         repetitions: of each; the least counts.
     """
     rows: list[Row] = []
+    python = interpreter()
     for case in cases:
         for name in ("float32", "float64"):
             network, x = prepared(case, getattr(torch, name))
-            seconds = []
-            for _ in range(repetitions + 1):
-                start = time.process_time()
-                network.kernels(x)
-                seconds.append(time.process_time() - start)
-            entry = min(seconds[1:]) / len(x) ** 2 * 1e3
-            rival = RIVAL.get((case, name))
+            first, seconds, theirs = 0.0, [], []
+            stored = False
+            for _ in range(_ROUNDS if python else 1):
+                found = _seconds(network, x, repetitions + 1)
+                first = first or found[0]
+                seconds += found[1:]
+                for row in neural_tangents(_elsewhere(case, name), python, repetitions):
+                    stored = row["stored"]
+                    theirs += [row["cpu_s"]] if "cpu_s" in row else []
+            scale = 1e3 / len(x) ** 2
             rows.append(
                 {
                     "case": case,
                     "format": name,
-                    "first call / s": seconds[0],
-                    "ms per entry": entry,
-                    "neural-tangents / ours": "" if rival is None else rival / entry,
+                    "first call / s": first,
+                    "ms per entry": min(seconds) * scale,
+                    "neural-tangents'": min(theirs) * scale if theirs else "",
+                    "theirs / ours": _ratio(min(theirs, default=0.0), min(seconds), stored),
                     "memory / MB": _memory(case, name),
                 }
             )
     return rows
+
+
+def _seconds(network: InfiniteNetwork, x: torch.Tensor, repetitions: int) -> list[float]:
+    seconds = []
+    for _ in range(repetitions):
+        start = time.process_time()
+        network.kernels(x)
+        seconds.append(time.process_time() - start)
+    return seconds
+
+
+def _elsewhere(case: str, name: str) -> list[Case]:
+    return [other for other in ANALYTIC if other.name == f"{CASES[case][3]}, {name}"]
+
+
+def _ratio(theirs: float, ours: float, stored: bool) -> str | float:
+    """Of times of one session; stored ones are only called so."""
+    if not theirs:
+        return ""
+    return "stored" if stored else theirs / ours
 
 
 def _memory(case: str, name: str) -> float:

@@ -37,13 +37,24 @@ class Product:
     sizes: tuple[int, int, int, int]
     lookup: bool = False
 
-    def rows(self, features: Tensor, derivatives: Tensor) -> Tensor:
+    def rows(self, features: Tensor, derivatives: Tensor, into: Tensor | None = None) -> Tensor:
         """J [n, C, numbers of the source].
 
         Args:
             features: [n, g, X, K].
             derivatives: [n, C, g, X, O].
+            into: contiguous, of the result's shape: where it is written to, if given.
         """
+        n, c, g, x, o = derivatives.shape
+        k = self.sizes[2]
+        if into is not None and g == 1 < x and not (self.lookup or self.transposed):
+            left = derivatives[:, :, 0].transpose(-1, -2).reshape(n, c * o, x)
+            torch.bmm(left, features[:, 0], out=into.view(n, c * o, k))
+            return into
+        found = self._rows(features, derivatives)
+        return found if into is None else into.copy_(found)
+
+    def _rows(self, features: Tensor, derivatives: Tensor) -> Tensor:
         n, c, g, x, o = derivatives.shape
         k = self.sizes[2]
         if self.lookup:

@@ -5,7 +5,7 @@ g; J = Σ_x g_x u_xᵀ is only ever formed for a part of one parameter. Letters 
 :mod:`Metrics.tangent.contraction`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from Metrics.tangent.assembly import Kernels, Place, above_diagonal
 from Metrics.tangent.contraction import Gram, Side
+from Metrics.tangent.factors import Factors, Room, formed, parts
 from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
 from Metrics.tangent.pieces import Product, pull_back
@@ -21,17 +22,8 @@ from Metrics.tangent.rows import jacobian_rows
 from Metrics.tangent.schedule import blocks, make_schedule
 from Metrics.tangent.terms import Term
 
-_CACHED = 1 << 21
-"""Bytes of features that are unfolded at a time: they stay in the processor's cache."""
-
-
-@dataclass
-class Factors:
-    """Of a term's uses, what J is made of: pieces, inputs [n, ...], derivatives [n, C, ...]."""
-
-    pieces: list[Product]
-    inputs: list[Tensor]
-    derivatives: list[Tensor]
+_PART = 32 << 20
+"""Most bytes of J at a time on a CPU: enough for fast products, and few fresh pages."""
 
 
 @dataclass
@@ -113,7 +105,7 @@ def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]
             )
             kept = sum(t[0].numel() for t in (*factors.inputs, *factors.derivatives))
             if term.kind == "gradients" and plan.stored[term] < kept:
-                store.rows[term] = _formed(factors, slice(None), slice(None))
+                store.rows[term] = formed(factors, slice(None), slice(None), Room())
             else:
                 store.factors[term] = factors
         else:
@@ -164,13 +156,16 @@ def _summed(
 # ---------------------------------------------------------------------- contraction
 
 
-def _contract(term: Term, gram: Gram, stores: Sequence[Store], budget: int) -> None:
+def _contract(
+    term: Term, gram: Gram, stores: Sequence[Store], rooms: Sequence[Room], budget: int
+) -> None:
     """Add a term's part of the kernel.
 
     Args:
         term: which.
         gram: is added to.
         stores: of the rows and, if they are others, of the columns.
+        rooms: for J of each.
         budget: bytes of J at a time.
     """
     if term in stores[0].rows:
@@ -179,8 +174,9 @@ def _contract(term: Term, gram: Gram, stores: Sequence[Store], budget: int) -> N
         gram.add_product(*(_side(store.factors[term], term) for store in stores))
     else:
         factors = [store.factors[term] for store in stores]
-        for groups, outs in _parts(factors, budget):
-            gram.add_rows(*(_formed(each, groups, outs) for each in factors))
+        for groups, outs in parts(factors, budget):
+            sides = zip(factors, rooms, strict=False)
+            gram.add_rows(*(formed(each, groups, outs, room) for each, room in sides))
 
 
 def _side(factors: Factors, term: Term) -> Side:
@@ -196,48 +192,16 @@ def _side(factors: Factors, term: Term) -> Side:
     )
 
 
-def _formed(factors: Factors, groups: slice, outs: slice) -> Tensor:
-    """J [n, C, p] of some groups and outputs, a few examples at a time."""
-    n = len(factors.inputs[0])
-    rows = None
-    for piece, inputs, derivatives in zip(
-        factors.pieces, factors.inputs, factors.derivatives, strict=True
-    ):
-        g, x, k, _ = piece.sizes
-        step = max(1, _CACHED // (g * x * k * inputs.element_size()))
-        for low in range(0, n, step):
-            few = slice(low, low + step)
-            features = piece.unfold(inputs[few])[:, groups]
-            found = piece.rows(features, piece.fold(derivatives[few])[:, :, groups, :, outs])
-            if rows is None:
-                rows = found.new_empty(n, *found.shape[1:])
-            if piece is factors.pieces[0]:
-                rows[few] = found
-            else:
-                rows[few] += found
-    assert rows is not None
-    return rows
-
-
-def _parts(factors: Sequence[Factors], budget: int) -> Iterator[tuple[slice, slice]]:
-    """Groups and outputs of J that fit into ``budget`` bytes at a time."""
-    g, _, k, o = factors[0].pieces[0].sizes
-    derivatives = [each.derivatives[0] for each in factors]
-    each = sum(d.shape[0] * d.shape[1] * d.element_size() for d in derivatives) * k
-    at_once = max(1, budget // each)
-    if g > 1:
-        yield from ((part, slice(None)) for part in blocks(g, max(1, at_once // o)))
-    else:
-        even = -(-o // -(-o // at_once))
-        yield from ((slice(None), part) for part in blocks(o, even))
-
-
 def _added(
-    stores: Sequence[Store], names: Mapping[Term, str], grams: Mapping[str, Gram], budget: int
+    stores: Sequence[Store],
+    names: Mapping[Term, str],
+    grams: Mapping[str, Gram],
+    rooms: Sequence[Room],
+    budget: int,
 ) -> dict[str, Tensor]:
     """The kernels of some terms on a pair of blocks, each added to the Gram matrix of its name."""
     for term, name in names.items():
-        _contract(term, grams[name], stores, budget)
+        _contract(term, grams[name], stores, rooms, budget)
         if len(stores) == 1:  # the diagonal comes last: nobody needs it any more
             stores[0].forget(term)
     return {name: gram.result() for name, gram in grams.items()}
@@ -267,6 +231,8 @@ def structured_kernels(
     schedule = make_schedule(plan, (sizes[0], None if same else sizes[1]), like.dtype, memory)
     traced = plan.sizes.traced
     kernels = Kernels(sizes, traced)
+    rooms = [Room(), Room()]
+    budget = min(schedule.budget, _PART) if like.device.type == "cpu" else schedule.budget
 
     def add(stores: Sequence[Store], names: Mapping[Term, str], place: Place) -> None:
         low, high = (part.stop - part.start for part in place)
@@ -274,7 +240,7 @@ def structured_kernels(
             name: Gram((low, high), plan.logits, traced, len(stores) == 1, like)
             for name in names.values()
         }
-        for name, block in _added(stores, names, grams, schedule.budget).items():
+        for name, block in _added(stores, names, grams, rooms, budget).items():
             kernels.add(name, block, place)
 
     for terms in schedule.groups:

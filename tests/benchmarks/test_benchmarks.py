@@ -78,7 +78,7 @@ def test_stages_table_compares_the_same_bytes() -> None:
 
 
 def test_tangent_table_has_a_row_per_way_that_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = replace(tangent.CASES["cnn, 12, full"], shape=(3, 8, 8), examples=2, repetitions=1)
+    case = replace(tangent.CASES["mlp, 12, full"], examples=2, repetitions=1)
     monkeypatch.setattr(tangent, "CASES", {"small": case})
     rows = tangent.measure(["small"])
     assert [row["way"] for row in rows] == ["ours", *tangent.RIVALS]
@@ -86,7 +86,7 @@ def test_tangent_table_has_a_row_per_way_that_agrees(monkeypatch: pytest.MonkeyP
 
 
 def test_infinite_table_has_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"fc relu3, n=1000, d=784": (infinite._dense, 4, (784,))}
+    small = {"fc relu3, n=1000, d=784": (infinite._dense, 4, (784,), "relu3, 1000x784")}
     monkeypatch.setattr(infinite, "CASES", small)
     monkeypatch.setattr(infinite, "_memory", lambda case, name: 0.0)
     rows = infinite.measure(list(small), repetitions=1)
