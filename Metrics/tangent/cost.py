@@ -24,9 +24,14 @@ from Metrics.tangent.schedule import blocks, default_memory, make_schedule, pass
 _FORWARD, _BACKWARD = 4, 8
 """How often a number passes through memory on its way through the network, and back."""
 
-_PROBE, _TERM, _VMAP = 10, 10, 30
+_PROBE, _TERM, _VMAP = 10, 10, 15
 """Calls that take as long as the check on two examples (of each call of the network), as the
 contraction of a parameter, and as a call that is differentiated under ``vmap``."""
+
+
+_COPIES, _DERIVED = 3, 2
+"""How often fresh memory is taken for rows of J under ``vmap``, and for derivatives that are kept:
+for them, and for what they are made of."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,26 @@ class _Work:
     passes: float
     contractions: float
     traffic: float
+    fresh: float
     calls: float
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of a device and number format, per second; and seconds of a call."""
+    """Of a device and number format, per second; and seconds of a call.
+
+    Attributes:
+        convolution: multiply-adds and additions of one that is differentiated by its input.
+        product: the same of a matrix product.
+        traffic: bytes read and written.
+        fresh: bytes of memory that the system hands out anew.
+        call: seconds of one that does nearly nothing.
+    """
 
     convolution: float
     product: float
     traffic: float
+    fresh: float
     call: float
 
 
@@ -91,7 +106,8 @@ def forecast(
     rates = measured_rates(like.device, like.dtype)
     flops = 2 * (work.passes + work.contractions)
     seconds = 2 * work.passes / rates.convolution + 2 * work.contractions / rates.product
-    seconds += work.traffic / rates.traffic + work.calls * rates.call
+    seconds += work.traffic / rates.traffic + work.fresh / rates.fresh
+    seconds += work.calls * rates.call
     return Forecast(flops, needed_bytes(network, plan, per_layer, memory), seconds)
 
 
@@ -110,6 +126,7 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
     parameters = list(network.parameters.values())
     numbers, scalar = sum(p.numel() for p in parameters), parameters[0].element_size()
     blocks_of_logits = c if sizes.traced else c * c
+    kernel = sizes.rows * sizes.columns * (1 if sizes.traced else c * c) * scalar
     gram = sizes.pairs * blocks_of_logits * numbers
     there, back = _FORWARD * plan.numbers * scalar, _BACKWARD * plan.numbers * scalar
     first = _PROBE * plan.calls + _TERM * len(plan.terms)
@@ -118,7 +135,8 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
         pairs = float(sizes.columns * c * sizes.rows * (1 + layers))
         calls: float = sizes.columns * c * plan.calls * (2 + 2 * layers)
         products = pairs * numbers / sizes.rows
-        return _Work(3 * pairs * plan.flops, products, pairs * back, calls + first)
+        traffic = pairs * back + sizes.columns * c * _BACKWARD * numbers * scalar
+        return _Work(3 * pairs * plan.flops, products, traffic, kernel, calls + first)
     if route == "jacobian":
         size, chunk = rows_at_once(network, plan, memory)
         seen = _seen(sizes.rows, None if sizes.symmetric else sizes.columns, size)
@@ -126,10 +144,10 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
         passes = seen * (1 + 2 * c * batch) * plan.flops
         traffic = seen * (there + c * (4 * batch * back + 8 * numbers * scalar))
         chunks = seen * c if network.couples_examples else _VMAP * -(-seen // chunk)
-        return _Work(passes, gram, traffic, chunks * plan.calls + first)
-    dtype = parameters[0].dtype
+        fresh = kernel + _COPIES * seen * c * numbers * scalar
+        return _Work(passes, gram, traffic, fresh, chunks * plan.calls + first)
     columns = None if sizes.symmetric else sizes.columns
-    schedule = make_schedule(plan, (sizes.rows, columns), dtype, memory)
+    schedule = make_schedule(plan, (sizes.rows, columns), parameters[0], memory)
     seen = _seen(sizes.rows, columns, schedule.rows[0].stop) * len(schedule.groups)
     stored = 4 * sum(plan.stored.values()) * scalar
     again = sum(1 for term in plan.terms if term.kind == "jacobian") > 0
@@ -137,7 +155,8 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
     traffic = seen * (there + share * c * back) + sizes.examples * stored
     calls = -(-seen // schedule.chunk) * (2 + c) * plan.calls + first
     passes = seen * (1 + share * c) * (3 if again else 1) * plan.flops
-    return _Work(passes, sum(plan.work.values()), traffic, calls)
+    fresh = kernel + _DERIVED * seen * c * plan.derived * scalar
+    return _Work(passes, sum(plan.work.values()), traffic, fresh, calls)
 
 
 def _seen(rows: int, columns: int | None, block: int) -> float:
@@ -149,6 +168,10 @@ def _seen(rows: int, columns: int | None, block: int) -> float:
 
 
 # ---------------------------------------------------------------------- this machine
+
+
+_FRESH = 40 << 20
+"""Bytes that C libraries return to the system as soon as they are free."""
 
 
 @lru_cache
@@ -173,12 +196,20 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     def passes() -> None:
         torch.autograd.grad(record(Network(layers), few).logits.sum(), weights)
 
-    convolution = _seconds(device, lambda: functional.conv2d(images, kernels, padding=1))
+    differentiated = images.clone().requires_grad_()
+    slopes = functional.conv2d(differentiated, kernels, padding=1)
+    ones = torch.ones_like(slopes)
+
+    def back() -> None:
+        torch.autograd.grad(slopes, differentiated, ones, retain_graph=True)
+
+    convolution = _seconds(device, back)
     product = _seconds(device, lambda: left @ right)
     return Rates(
         2 * 8 * 32 * 32 * 9 * 256 / convolution,
         2 * 512**3 / product,
         3 * large.numel() * large.element_size() / _seconds(device, lambda: large + large),
+        _FRESH / _seconds(device, lambda: torch.zeros(_FRESH, dtype=torch.uint8, device=device)),
         _seconds(device, passes) / 32,
     )
 

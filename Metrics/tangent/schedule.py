@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from Metrics.tangent.plan import Plan
 from Metrics.tangent.terms import Term
@@ -11,6 +12,11 @@ from Utils.errors import UserError
 
 _MOST = 5 << 29
 """Bytes of temporaries on a CPU, unless told otherwise: ResNet-18 then stays below 4 GB."""
+
+
+_PASSED = 256 << 20
+"""Bytes in the network's passes at a time on a CPU: more only takes more fresh memory, which
+costs more than the fewer calls save."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,20 @@ class Schedule:
     budget: int
 
 
-def make_schedule(
-    plan: Plan, size: tuple[int, int | None], dtype: torch.dtype, memory: int
-) -> Schedule:
+def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory: int) -> Schedule:
     """Three quarters of the memory for stores, an eighth each for passes and for J.
 
     Args:
         plan: of the network.
         size: (N, M) examples; M is ``None`` if they are the same.
-        dtype: of the network.
+        like: a tensor on the network's device, in its number format.
         memory: bytes for temporaries.
 
     Raises:
         UserError: one example does not fit.
     """
     n, m = size
-    scalar = dtype.itemsize
+    scalar = like.dtype.itemsize
     each = passed(plan) * scalar
     chunk = memory // 8 // each
     if not chunk:
@@ -56,6 +60,9 @@ def make_schedule(
             f"one example needs {each >> 20} MB in the network's passes, of {memory >> 20} MB "
             "for temporaries; give more memory, or use route='products'"
         )
+    if like.device.type == "cpu":
+        chunk = max(1, min(chunk, _PASSED // each))
+    chunk = -(-n // -(-n // chunk))  # all of about the same size
     largest = max(plan.stored.values()) * scalar
     room = memory // 4 * 3
     if largest * (n + (m or 0)) <= room:

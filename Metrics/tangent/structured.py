@@ -228,7 +228,7 @@ def structured_kernels(
     like = next(iter(network.parameters.values()))
     same, columns = others is None, inputs if others is None else others
     sizes = (len(inputs), len(columns))
-    schedule = make_schedule(plan, (sizes[0], None if same else sizes[1]), like.dtype, memory)
+    schedule = make_schedule(plan, (sizes[0], None if same else sizes[1]), like, memory)
     traced = plan.sizes.traced
     kernels = Kernels(sizes, traced)
     rooms = [Room(), Room()]

@@ -76,11 +76,12 @@ def test_a_forecast_counts_what_is_done() -> None:
     assert products == pytest.approx(2 * (2 * 3 + 1 / 50) * 50 * 20 * 50 * 6000, rel=0.02)
 
 
-@pytest.mark.parametrize("route", ["structured", "jacobian"])
+@pytest.mark.parametrize("route", ["structured", "jacobian", "products"])
 def test_a_forecast_of_seconds_is_near(route: str) -> None:
-    """Within a factor of 4 on a machine that does other things, too; the aim is 2."""
+    """Within a factor of 2 where it was measured; of 4 on a machine that does other things."""
     case = CASES["strided, dilated, grouped"]
-    model, inputs = case.make().float(), torch.randn(64, 2, 32, 32)[:, :, :8, :8]
+    examples = 4 if route == "products" else 64
+    model, inputs = case.make().float(), torch.randn(examples, 2, 32, 32)[:, :, :8, :8]
     expected = forecast(model, inputs, route=route).seconds  # type: ignore[arg-type]
     measured = []
     for _ in range(3):
