@@ -22,13 +22,13 @@ $(VENV)/installed: requirements.txt
 demo: env ## train, extract, cache and plot two small networks
 	$(BIN)/python -m scripts.demo
 
-test: env ## every check: format, lint, types, tests, demo, notebook
+test: env ## every check: format, lint, types, tests, demo, notebooks
 	$(BIN)/black --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.demo
-	$(BIN)/python -m pytest --nbmake notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake notebooks
 
 format: env ## format the code and mend what the linter can
 	$(BIN)/black .

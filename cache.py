@@ -4,7 +4,7 @@ from Metrics import CacheConfig
 from Metrics.registry import metrics_table, scope_of
 from Utils.cli import parse
 from Utils.errors import run_stage
-from Utils.runs import open_experiment, open_run
+from Utils.runs import open_run
 
 
 def main() -> int:
@@ -26,13 +26,9 @@ def _run(config: CacheConfig) -> int:
 
 
 def _experiment(config: CacheConfig) -> int:
-    with open_experiment(config) as (experiment, runs):
-        from Metrics.width.caching import cache_experiment, disagreement
+    from Metrics.width.command import cache_and_tell  # brings torch, too
 
-        found = cache_experiment(config, experiment, runs)
-        for findings in found:
-            print(findings.text())
-    return int(config.assert_ and disagreement(found))
+    return cache_and_tell(config)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ computed from it; this process puts them together (:mod:`Metrics.cache_file`).
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from Metrics.cache_file import CacheFile, Part
 from Metrics.config import CacheConfig
@@ -19,6 +20,7 @@ from Metrics.model_at import ModelAt
 from Metrics.predictions import recorded
 from Metrics.registry import METRICS, MetricEntry
 from Metrics.unobserved import Unobserved
+from Models.config import INFINITE
 from Models.symmetry import Laws
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.errors import Unreachable, Unreadable, UserError, left_out
@@ -40,14 +42,15 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         the caches, also those that were complete already.
 
     Raises:
-        UserError: a stage is missing; no metric has the buffers it needs; a file is damaged,
-            after all others were cached; or a cache was made from the features of another run.
+        UserError: a stage is missing; no metric has the buffers or laws it needs; a file is
+            damaged, after all others were cached; or a cache was made from the features of
+            another run.
     """
     hyperparameters = read_hyperparameters(run)
     steps = run.feature_steps()
     if not steps:
         raise UserError(f"{run.path} has no features; run extract.py for this run first")
-    entries, without = _with_and_without_buffers(config, hyperparameters.get("save_buffers", ()))
+    entries, without = _possible(config, hyperparameters, Laws.load(run.symmetries))
     if is_upstreams(hyperparameters):
         refuse_their_files(run.fetch(run.cache(e.name, config.suffix)) for e in entries)
     with run.lock("cache"):
@@ -71,8 +74,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         if len(failed) < len(caches):
             folder = run.shown(caches[0].path.parent)
             log.info("%d new steps of %d cached to %s", new, len(steps), folder)
-        if without:
-            log.info(without)
+        for reason in without:
+            log.info(reason)
         for name, error in failed.items():
             if isinstance(error, NotRecorded):
                 log.info("%s is left out: %s", name, error)
@@ -113,22 +116,36 @@ def _successful(
     return [cache for cache in caches if cache.name not in failed]
 
 
-def _with_and_without_buffers(
-    config: CacheConfig, buffers: Collection[str]
-) -> tuple[list[MetricEntry], str]:
-    """The metrics that can be computed, and what to say of the others, empty if there are none.
+def _possible(
+    config: CacheConfig, hyperparameters: Mapping[str, Any], laws: Laws
+) -> tuple[list[MetricEntry], list[str]]:
+    """The metrics that can be computed, and what to say of the others.
 
     Raises:
         UserError: nothing can be computed.
     """
+    buffers = set(hyperparameters.get("save_buffers", ()))
     wanted = [METRICS[name] for name in config.metric_names()]
-    lacking = [entry for entry in wanted if entry.needs and not set(buffers) & set(entry.needs)]
-    needed = ",".join(dict.fromkeys(entry.needs[0] for entry in lacking))
-    names = ", ".join(entry.name for entry in lacking)
-    message = f"not cached without train.py --save-buffers {needed}: {names}" if lacking else ""
-    if len(lacking) == len(wanted):
-        raise UserError(message or "--metrics: none is named")
-    return [entry for entry in wanted if entry not in lacking], message
+    infinite = hyperparameters.get("width") == INFINITE
+    weightless = [entry for entry in wanted if entry.weights and infinite]
+    others = [entry for entry in wanted if entry not in weightless]
+    unkept = [entry for entry in others if entry.needs and not buffers & set(entry.needs)]
+    lawless = [entry for entry in others if entry.needs_laws and laws.note]
+    needed = ",".join(dict.fromkeys(entry.needs[0] for entry in unkept))
+    reasons = {
+        "--width inf has no weights, which these metrics are about": weightless,
+        f"not cached without train.py --save-buffers {needed}": unkept,
+        f"not cached, as there are no laws: {laws.note}": lawless,
+    }
+    told = [
+        f"{reason}: {', '.join(entry.name for entry in entries)}"
+        for reason, entries in reasons.items()
+        if entries
+    ]
+    possible = [entry for entry in others if entry not in unkept and entry not in lawless]
+    if not possible:
+        raise UserError("; ".join(told) or "--metrics: none is named")
+    return possible, told
 
 
 _Job = tuple[int, Sequence[str]]

@@ -108,12 +108,15 @@ class StepFeatures:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def model_state(self) -> dict[str, Tensor]:
-        """Copies of all parameters and of the modules' buffers, by their names in the network."""
-        groups = [self._file[name] for name in ("params", "state") if name in self._file]
+        """All parameters and the modules' buffers, by their names in the network.
+
+        Mapped from the file like those of :meth:`parameter`, not to be written to.
+        """
+        groups = [name for name in ("params", "state") if name in self._file]
         return {
-            name: torch.from_numpy(np.array(dataset[()]))
+            name: self._tensor(f"{group}/{name}")
             for group in groups
-            for name, dataset in datasets(group)
+            for name, _ in datasets(self._file[group])
         }
 
     def metric(self, name: str) -> float:

@@ -47,7 +47,9 @@ class SeededModel(nn.Module):
         """Logits [N, C]; the global random state is left as it was."""
         devices = [inputs.device] if inputs.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._seed)
+            torch.default_generator.manual_seed(self._seed)
+            if devices:
+                torch.cuda.manual_seed(self._seed)
             logits: Tensor = self.model(inputs)
         return logits
 

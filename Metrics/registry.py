@@ -66,7 +66,9 @@ class MetricEntry(Entry):
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
+        needs_laws: whether it is about conservation laws.
         scope: what it reads.
+        weights: whether it is about weights, which networks of infinite width do not have.
     """
 
     title: str = ""
@@ -75,7 +77,9 @@ class MetricEntry(Entry):
     kind: Kind = "curves"
     default: bool = True
     needs: tuple[str, ...] = ()
+    needs_laws: bool = False
     scope: Scope = "run"
+    weights: bool = True
 
     def attributes(self, sources: Iterable[str]) -> dict[str, str]:
         """What a cache says of itself.
@@ -115,6 +119,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Scale symmetry",
             ylabel=r"$|W_i|^2 + b_i^2$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "rescale",
@@ -124,6 +129,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Rescale symmetry",
             ylabel=r"$|W^{\mathrm{out}}_i|^2 - |W^{\mathrm{in}}_i|^2 - b_i^2$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "translation",
@@ -133,6 +139,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Translation symmetry",
             ylabel=r"$\langle c, \theta \rangle$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "balance",
@@ -142,6 +149,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Balance of matrices",
             ylabel=r"$(W_2^\top W_2 - W_1 W_1^\top)_{ij}$",
             kind="law",
+            needs_laws=True,
         ),
         MetricEntry(
             "budget",
@@ -150,6 +158,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Budget of conserved quantities",
             ylabel="change since step 0",
             kind="budget",
+            needs_laws=True,
         ),
         MetricEntry(
             "rotation",
@@ -161,6 +170,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="angle per step (rad)",
             units="rad",
             kind="rotation",
+            needs_laws=True,
         ),
         MetricEntry(
             "performance",
@@ -168,6 +178,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "losses and accuracies at the ends of epochs",
             title="Performance",
             ylabel="loss, accuracy",
+            weights=False,
         ),
         MetricEntry(
             "network",
@@ -233,6 +244,7 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Certificate of the symmetries",
             ylabel="relative deviation",
             kind="certificate",
+            needs_laws=True,
             default=False,
         ),
         MetricEntry(
@@ -386,6 +398,18 @@ METRICS: Registry[MetricEntry] = Registry(
             "Lee et al., NeurIPS 2019; Dyer and Gur-Ari, ICLR 2020; " + _WIDTH,
             title="Change of the tangent kernel",
             ylabel="relative change",
+            kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "kernel-convergence",
+            "Metrics.width.limit:KernelConvergence",
+            "distance of the initial tangent kernel and covariance from those of infinite width, "
+            "against the width",
+            "Jacot et al., NeurIPS 2018; Hanin and Nica, ICLR 2020",
+            title="Convergence to the kernels of infinite width",
+            ylabel="relative deviation",
             kind="exponents",
             default=False,
             scope="experiment",

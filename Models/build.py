@@ -18,7 +18,8 @@ def build_model(
         config: which model, its options, number format, seed, and where its weights come from.
         input_shape: of one example: (channels, height, width), or (length, features).
         num_classes: number of outputs.
-        weights: whether the weights of --pretrained or --restore-path are loaded.
+        weights: whether it has the initial weights that ``config`` asks for, a parametrization's
+            or those of --pretrained or --restore-path, and not any.
 
     Returns:
         A module that maps [N, *input_shape] to [N, num_classes]. The global random state is
@@ -32,13 +33,13 @@ def build_model(
 
     from Models.construct import construct
 
-    if config.is_parametrized:
+    if weights and config.is_parametrized:
         from Models.parametrization.network import build_parametrized
 
         model = build_parametrized(config, input_shape, num_classes)
     else:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(config.seed, "init"))
+            torch.default_generator.manual_seed(stream_seed(config.seed, "init"))
             model = construct(config, input_shape, num_classes)
     if weights and (config.pretrained or config.restore_path):
         from Models.weights import load_pretrained, restore

@@ -1,7 +1,7 @@
 """The flags that say which model is built."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -11,7 +11,8 @@ from Models.parametrization.base_shapes import check_base_shapes
 from Models.parametrization.exponents import Role
 from Models.parametrization.registry import find_parametrization
 from Models.registry import MODELS, NONLINEARITIES, ModelEntry, find_model
-from Utils.config import Config, Names, refuse_unread, with_defaults
+from Utils.config import Config, Names, as_typed, refuse_unread, with_defaults
+from Utils.errors import UserError
 
 _PARAMETRIZATION = frozenset({"param", "abc", "roles", "base_width", "base_shapes"})
 _GENERAL = _PARAMETRIZATION | {
@@ -21,6 +22,29 @@ _GENERAL = _PARAMETRIZATION | {
 
 _USERS = _GENERAL - {"model_class"}
 """What a function of the user's reads."""
+
+
+INFINITE: Literal["inf"] = "inf"
+"""The width of a network that is known by its kernels alone."""
+
+
+def _number_or_infinite(value: Any) -> Any:
+    if value is None or value == INFINITE:
+        return value
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not number.is_integer() or number < 1:
+        raise ValueError("must be a whole number from 1 on, or inf")
+    return int(number)
+
+
+Width = Annotated[
+    int | Literal["inf"] | None,
+    pydantic.BeforeValidator(_number_or_infinite),
+    as_typed("INT|inf"),
+]
 
 
 class ModelConfig(Config):
@@ -51,8 +75,10 @@ class ModelConfig(Config):
         ge=1,
         description="Layers with weights, the classifier included; blocks of a transformer.",
     )
-    width: int | None = Field(
-        None, ge=1, description="Neurons or channels of each hidden layer or token."
+    width: Width = Field(
+        None,
+        description="Neurons or channels of each hidden layer or token; inf: the limit of the "
+        "same network as they grow, trained in function space (--param ntk or sp-lr1n).",
     )
     nonlinearity: str | None = Field(
         None, description="The elementwise function after each hidden layer, listed above."
@@ -122,6 +148,25 @@ class ModelConfig(Config):
         """
         fields = [f for f in cls.model_fields if f in hyperparameters or f not in _PARAMETRIZATION]
         return {field: hyperparameters[field] for field in fields}
+
+    @property
+    def is_infinite(self) -> bool:
+        """Whether there are no weights, and kernels in their place."""
+        return self.width == INFINITE
+
+    @property
+    def finite_width(self) -> int | None:
+        """The width, of a model with weights.
+
+        Raises:
+            UserError: it is infinite.
+        """
+        if self.width == INFINITE:
+            raise UserError(
+                "--width inf: an infinitely wide network has kernels and no weights, which this "
+                "needs; give a number for --width"
+            )
+        return self.width
 
     @property
     def is_parametrized(self) -> bool:

@@ -24,6 +24,7 @@ def construct(config: ModelConfig, input_shape: tuple[int, ...], num_classes: in
     """
     # Drawn in float32 whatever --dtype is, so that both number formats start from one point.
     dtype: torch.dtype = getattr(torch, config.dtype)
+    _ = config.finite_width  # or there is nothing to construct
     if config.is_user_model:
         options = _users_options(config)
         return build_user_model(config.model, input_shape, num_classes, dtype, options)
@@ -65,13 +66,14 @@ def _registered(config: ModelConfig, input_shape: tuple[int, ...], num_classes: 
 
 
 def _users_options(config: ModelConfig) -> dict[str, int]:
-    if config.width is None:
+    width = config.finite_width
+    if width is None:
         return {}
     parameters = inspect.signature(load_function(config.model)).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "width" not in parameters and not takes_all:
         raise UserError(
             f"--model {config.model}: the function has no argument width, which --width "
-            f"{config.width} is handed to; let it accept one"
+            f"{width} is handed to; let it accept one"
         )
-    return {"width": config.width}
+    return {"width": width}

@@ -99,6 +99,13 @@ _DEFAULT = [
         settings={"batch_norm": True},
     ),
     ModelEntry(
+        "preact-resnet",
+        "Models.preactivation:preactivation_resnet",
+        "residual 3x3 convolutions, nonlinearities first, no normalisation; mean of positions",
+        "He et al. (2016), Identity mappings in deep residual networks, arXiv 1603.05027",
+        options=_CONVOLUTIONAL,
+    ),
+    ModelEntry(
         "transformer",
         "Models.transformer:transformer",
         "decoder-only transformer of vectors or one-hot tokens; its last position is classified",

@@ -16,6 +16,12 @@ from Utils.devices import DeviceName
 
 _OPTIONS = tuple(dict.fromkeys(o for entry in OPTIMIZERS for o in entry.options))
 
+_OF_WEIGHTS = (
+    *("restore_path", "pretrained", "base_width", "base_shapes", "calibrate_width", "explain"),
+    *("save_buffers", "tpu", "precision", "compile", "channels_last"),
+)
+"""Flags about networks that have weights."""
+
 _TEN_PER_DECADE = [round(10 ** (k / 10)) for k in range(100)]
 
 
@@ -60,6 +66,11 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
     beta2: float | None = Field(None, ge=0, lt=1, description="Decay rate of the second moment.")
     eps: float | None = Field(None, ge=0, description="Added to the second moment's root.")
     adamw_lr: float | None = Field(None, gt=0, description="Learning rate of muon's vectors.")
+    nngp: bool = Field(
+        False,
+        description="With --width inf: only the readout learns; with --no-bias its kernel is the "
+        "covariance of initial outputs (NNGP).",
+    )
     clip_norm: float | None = Field(
         None, gt=0, description="Largest global norm of the gradient; larger ones are scaled."
     )
@@ -75,6 +86,11 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
         10, ge=1, description="Steps between observations of the conserved quantities."
     )
     probe_size: int = Field(64, ge=1, description="Examples in the run's fixed probe batch.")
+    laws: bool = Field(
+        True,
+        description="Find the model's conservation laws and follow them; without, runs of few "
+        "steps are faster, and metrics of laws are left out.",
+    )
     balance: bool = Field(
         True, description="Also look for matrix laws, whose number grows as the square of a width."
     )
@@ -195,6 +211,42 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
                 f"--calibrate-width {self.calibrate_width}: only a first step of its own is "
                 "calibrated; use --param ipllr, or an --abc file with first_steps"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_infinite_width(self) -> Self:
+        chosen = OPTIMIZERS[self.optimizer]
+        if not self.is_infinite:
+            if self.nngp or chosen.at_infinity:
+                flag = "--nngp" if self.nngp else f"--optimizer {self.optimizer}"
+                raise ValueError(f"{flag} is for kernels; add --width inf, or leave it out")
+            return self
+        if not self.is_parametrized:
+            raise ValueError(
+                "--width inf: without --param nothing says how the network grows; "
+                "add --param ntk or sp-lr1n"
+            )
+        for flag, given, reason in (
+            (
+                f"--optimizer {self.optimizer}",
+                not (chosen.at_infinity or chosen.name in {"sgd", "momentum"}),
+                "is not linear in the gradient, so that kernels do not tell what it does; "
+                "use sgd, momentum or flow",
+            ),
+            (
+                f"--wd {self.wd}",
+                self.wd,
+                "ends the regime in which the kernel stays; leave it 0",
+            ),
+            (
+                f"--clip-norm {self.clip_norm}",
+                self.clip_norm,
+                "limits the gradient for weights, whose number is infinite; leave it out",
+            ),
+        ):
+            if given:
+                raise ValueError(f"--width inf: {flag} {reason}")
+        refuse_unread(self, _OF_WEIGHTS, (), "--width inf")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -46,6 +46,9 @@ _RECORD = (
     "turned",
 )
 
+_WITHOUT_LAWS = ("step", "time")
+"""What is recorded where no law was looked for, or none could be found."""
+
 
 class ConservationObserver:
     """Predictions of a model's charges, and the account of what has changed them.
@@ -102,8 +105,11 @@ class ConservationObserver:
             rows = to_host([row for _, row in self._pending]).numpy()
             self._updates.advance(self._state, steps, rows.astype(np.float64))
         self._pending.clear()
-        charges = self.laws.measure_with_sizes(self._weight)
-        self._enter(step, steps, self._state.compare(self.laws, *charges))
+        compared: Mapping[str, Any] = {}
+        if not self.laws.note:
+            charges = self.laws.measure_with_sizes(self._weight)
+            compared = self._state.compare(self.laws, *charges)
+        self._enter(step, steps, compared)
 
     def _enter(
         self, step: int, steps: Sequence[list[Coefficients]], values: Mapping[str, Any]
@@ -126,16 +132,20 @@ class ConservationObserver:
         """Everything needed to continue exactly, and the record since the last checkpoint.
 
         Returns:
-            plain tensors: the fields of :class:`LawState`, those about momentum only where
-            there is some; the gates ``open`` [K] bool; ``time``; and ``record`` with ``step`` [T],
-            ``time`` [T] and per-family curves [T, F].
+            plain tensors: ``time``; ``record`` with ``step`` [T] and ``time`` [T]; and if laws were
+            looked for the fields of :class:`LawState`, those about momentum only where there is
+            some, the gates ``open`` [K] bool, and in the record per-family curves [T, F].
         """
+        names = _WITHOUT_LAWS if self.laws.note else _RECORD
+        record = {name: torch.from_numpy(np.array(self._record[name])) for name in names}
+        whole = {"time": self.time, "last": self._recorded, "record": record}
+        if self.laws.note:
+            return whole
         arrays = {name: getattr(self._state, name) for name in _STATE}
         arrays = {n: a for n, a in arrays.items() if n not in _WITH_MOMENTUM or a.any()}
         arrays["open"] = self.open
-        record = {name: torch.from_numpy(np.array(values)) for name, values in self._record.items()}
         state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        return {**state, "time": self.time, "last": self._recorded, "record": record}
+        return state | whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint, with an empty record."""

@@ -219,10 +219,7 @@ class _Member(Trainer):
 
     def _save(self, metrics: dict[str, float]) -> None:
         # The process's generators are the last member's; without dropout none has drawn from it.
-        seed = stream_seed(self.config.seed, "dropout")
-        torch.default_generator.manual_seed(seed)
-        if self.state.backend.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        self.state.backend.seed(stream_seed(self.config.seed, "dropout"))
         super()._save(metrics)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from Training.checkpoints import Checkpoint, is_zip, load_checkpoint
 from Training.config import ExtractConfig
-from Training.probe import Probe
+from Training.probe import open_probe
 from Training.stored import StoredTensor, stored_checkpoint
 from Training.upstream import is_upstreams, read_hyperparameters, refuse_their_files
 from Utils.errors import Unreachable, Unreadable, Unwritable, UserError, left_out
@@ -164,7 +164,7 @@ class _Extraction:
             from Training.upstream_checkpoints import UpstreamCheckpoints  # brings torchvision
 
             self._theirs = UpstreamCheckpoints(hyperparameters)
-        self._probe = Probe(config, run, hyperparameters) if level != "none" else None
+        self._probe = open_probe(config, run, hyperparameters) if level != "none" else None
 
     def __call__(self, step: int) -> str:
         """Write the features of a step.

@@ -4,7 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -94,6 +94,7 @@ def _files_of(run: RunFolder) -> Iterator[Path]:
     yield run.journal
     yield run.logs / "run.log"
     yield run.symmetries
+    yield run.kernels
     yield run.hyperparameters
 
 
@@ -105,7 +106,6 @@ def describe(config: TrainConfig, device: str, task: dict[str, Any]) -> dict[str
         device: what it really runs on.
         task: what follows from the data: shapes, numbers of classes and examples.
     """
-    libraries = ("torch", "torchvision", "numpy", "h5py")
     return {
         **config.flat(),
         "task": task,
@@ -114,12 +114,16 @@ def describe(config: TrainConfig, device: str, task: dict[str, Any]) -> dict[str
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": device,
             "commit": _commit(),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in libraries},
-            },
+            "versions": dict(_versions()),
         },
     }
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    libraries = ("torch", "torchvision", "numpy", "h5py")
+    known = {name: metadata.version(name) for name in libraries}
+    return {"python": platform.python_version(), **known}
 
 
 @cache

@@ -113,7 +113,9 @@ def build_optimizer(
             own by.
     """
     entry = OPTIMIZERS[config.optimizer]
-    options = {name: getattr(config, name) for name in entry.options}
+    options: dict[str, Any] = {name: getattr(config, name) for name in entry.options}
+    if entry.at_infinity:
+        options |= {"network": model}
     named = list(model.named_parameters())
     groups: Groups = [{"params": named}]
     if config.wd_on == "matrices":

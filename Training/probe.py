@@ -1,11 +1,13 @@
 """What a run's model says to its fixed probe batch, in evaluation mode."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from Models.config import INFINITE
 from Training.checkpoints import Checkpoint
 from Training.config import ExtractConfig
 from Training.rebuild import rebuild_model
@@ -13,6 +15,26 @@ from Utils.devices import select_device
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5
+
+
+def open_probe(
+    config: ExtractConfig, run: RunFolder, hyperparameters: dict[str, Any]
+) -> Callable[[Path, Checkpoint], dict[str, Any]]:
+    """What makes the arrays of ``/probe`` of a checkpoint, given also its path.
+
+    Args:
+        config: what to compute, and where.
+        run: the run's folder.
+        hyperparameters: the run's.
+
+    Raises:
+        UserError: it cannot be made for this run.
+    """
+    if hyperparameters.get("width") == INFINITE:
+        from Training.infinite.probe import InfiniteProbe
+
+        return InfiniteProbe(config, run, hyperparameters)
+    return Probe(config, run, hyperparameters)
 
 
 class Probe:

@@ -27,7 +27,7 @@ def rebuild_config(run: RunFolder, hyperparameters: dict[str, Any]) -> TrainConf
 
 
 def rebuild_model(run: RunFolder, hyperparameters: dict[str, Any], instead: str) -> nn.Module:
-    """A run's architecture, on the CPU, initialised as before training.
+    """A run's architecture, on the CPU, with weights that those of a checkpoint are to replace.
 
     Args:
         run: its folder.

@@ -22,12 +22,14 @@ class OptimizerEntry(Entry):
             rule for widths is established.
         decay: where it puts --wd.
         no_rule: why there is no family.
+        at_infinity: whether it is for --width inf alone; the builder also gets the ``network``.
     """
 
     options: Mapping[str, float] = field(default_factory=dict)
     family: Family | None = None
     decay: WeightDecay = "gradient"
     no_rule: str = ""
+    at_infinity: bool = False
 
 
 _ADAM: Mapping[str, float] = {"lr": 1e-3, "wd": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -108,6 +110,14 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
                 "eps": 1e-10,
             },
             no_rule="its steps have a fixed spectral norm, and vectors another optimizer",
+        ),
+        OptimizerEntry(
+            "flow",
+            "Training.infinite.flow:flow",
+            "gradient flow of a network of infinite width, for a time lr in each step",
+            options={"lr": 1.0},
+            family="sgd",
+            at_infinity=True,
         ),
     ],
     aliases={"custom_sgd": "momentum"},

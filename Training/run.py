@@ -13,12 +13,15 @@ from Data.batches import probe_batch
 from Data.dataset import Dataset
 from Models import build_model
 from Models.parametrization.scales import Scales
-from Models.symmetry import Laws, find_laws
+from Models.symmetry import Laws, find_laws, no_laws
 from Training.backends import start
 from Training.backends.backend import Backend
 from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import WITHOUT_EFFECT, check_unchanged, clear, describe
+from Training.infinite import begin as infinite
+from Training.infinite.kernels import KernelsOfRun
+from Training.infinite.network import numbered
 from Training.loop import Trainer
 from Training.parametrized import resolve
 from Training.recorder import FolderRecorder, Recorder, Silence
@@ -37,7 +40,9 @@ _NOT_DETERMINISTIC = " does not have a deterministic implementation"
 def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
     entry = config.data_entry
-    return _laws(config, build_model(config, entry.input_shape, entry.num_classes)).table()
+    if config.is_infinite:
+        return infinite.laws_of_infinity().table()
+    return laws_of(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
 def train(config: TrainConfig, folder: AbstractContextManager[RunFolder]) -> int:
@@ -124,21 +129,28 @@ def prepare(
         UserError: everything that the user can mend. An old run is left as it was.
     """
     dataset = like.dataset if like else backend.in_turn(lambda: _dataset(config))
-    model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
-    _check_smallest_batch(config, model, dataset, backend.replicas)
     keeper, known = Keeper(config, held), like.laws if like else None
-    backend.on_first(lambda: keeper.open(folder))
-    scales = backend.on_first(lambda: keeper.scales(dataset))
+    model: nn.Module
+    if config.is_infinite:
+        kernels = infinite.kernels_of(config, dataset, backend.replicas)
+        backend.on_first(lambda: keeper.open(folder))
+        model, known, scales = keeper.network(kernels), infinite.laws_of_infinity(), None
+    else:
+        model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
+        _check_smallest_batch(config, model, dataset, backend.replicas)
+        backend.on_first(lambda: keeper.open(folder))
+        scales = backend.on_first(lambda: keeper.scales(dataset))
     checkpoint, laws = backend.on_first(lambda: keeper.newest(model, known))
     if checkpoint is not None:
         load_weights(model, checkpoint)  # first, as all else is made for this very model
-    state = TrainingState.initial(config, model, dataset, laws, backend, scales)
+    seen = numbered(dataset) if config.is_infinite else dataset
+    state = TrainingState.initial(config, model, seen, laws, backend, scales)
     held.enter_context(closing(state.batches))
     backend.on_first(lambda: keeper.describe(dataset, state, scales))
     if checkpoint is not None:
         state.load_state_dict(checkpoint)
     keeper.say_where(state, checkpoint is None)
-    return Beginning(dataset, laws, state, keeper, checkpoint is None)
+    return Beginning(seen, laws, state, keeper, checkpoint is None)
 
 
 def _dataset(config: TrainConfig) -> Dataset:
@@ -187,6 +199,10 @@ class Keeper:
             self.log.info("parametrization %s:\n%s", name, scales.table())
         return scales
 
+    def network(self, kernels: KernelsOfRun) -> nn.Module:
+        """The network of infinite width; its kernels are computed when a run begins."""
+        return infinite.network_of(kernels, self._folder, self.log)
+
     def newest(self, model: nn.Module, known: Laws | None = None) -> tuple[Checkpoint | None, Laws]:
         """Where to continue, and the laws, which are looked for at a run's beginning.
 
@@ -199,7 +215,7 @@ class Keeper:
         if checkpoint is None or not run.symmetries.exists():
             if checkpoint is not None:
                 load_weights(model, checkpoint)
-            (known or _laws(self._config, model)).save(run.symmetries)
+            (laws_of(self._config, model) if known is None else known).save(run.symmetries)
             run.publish(run.symmetries)
         return checkpoint, Laws.load(run.symmetries)
 
@@ -258,7 +274,15 @@ _latest: dict[object, Laws] = {}
 """The laws that were found last: runs of a sweep share them, whose steps may take less time."""
 
 
-def _laws(config: TrainConfig, model: nn.Module) -> Laws:
+def laws_of(config: TrainConfig, model: nn.Module) -> Laws:
+    """The laws that a run follows: those of its model, or none if it shall not.
+
+    Args:
+        config: of the run.
+        model: its network, in training mode.
+    """
+    if not config.laws:
+        return no_laws("they were not looked for, with --no-laws")
     flags = {name: value for name, value in config.flat().items() if name not in _ANY_LAWS}
     kinds = tuple((name, type(module)) for name, module in model.named_modules())
     key = json.dumps(flags, sort_keys=True), repr(model), kinds  # a user's code may have changed

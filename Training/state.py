@@ -87,7 +87,7 @@ class TrainingState:
         scheduler = LambdaLR(optimizer, schedule_multipliers(optimizer, schedule, scales))
         observer = ConservationObserver(model, optimizer, laws)
         buffers = StepBuffers(model, optimizer, config.save_buffers)
-        torch.manual_seed(stream_seed(config.seed, "dropout") + backend.share[0])
+        backend.seed(stream_seed(config.seed, "dropout") + backend.share[0])
         backend.end_step()  # the beginnings are no part of the first batch's computation
         losses = LossRecord(lambda values: backend.total(values) / backend.share[1])
         return cls(

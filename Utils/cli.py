@@ -16,7 +16,7 @@ from pydantic import create_model
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from Utils.config import Config, flag_of, validate
+from Utils.config import Config, as_typed, flag_of, validate
 from Utils.errors import UserError
 from Utils.mappings import read_mapping
 from Utils.registry import unknown
@@ -95,15 +95,7 @@ def _as_text(info: FieldInfo) -> list[PrimitiveConstructorSpec[Any]]:
         return []
     if isinstance(info.json_schema_extra, dict):  # the value may be left out
         metavar = f"[{metavar}]"
-    return [
-        PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=metavar,
-            instance_from_str=lambda arguments: arguments[0],
-            is_instance=lambda value: True,
-            str_from_instance=lambda value: [str(value)],
-        )
-    ]
+    return [as_typed(metavar)]
 
 
 def _print_help(schema: type[Config], flags: type, epilog: str) -> None:

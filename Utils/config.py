@@ -36,6 +36,21 @@ def _comma_list(of: str) -> PrimitiveConstructorSpec[Any]:
     )
 
 
+def as_typed(metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """How tyro hands an argument over as text, which pydantic checks.
+
+    Args:
+        metavar: what ``--help`` calls it.
+    """
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda args: args[0],
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_split), _comma_list("NAME")]
 """A comma-separated list of names: ``scale,rescale``."""
 

@@ -5,6 +5,7 @@
     <save-dir>/<experiment>/<expid>/
         hyperparameters.json      the resolved configuration and its provenance
         symmetries.h5             the conservation laws found in the model
+        kernels.h5                of a network of infinite width: its kernels between examples
         ckpt/step{N}.tar          checkpoints, N = number of updates done
         feats/step{N}.h5          features; feats/probe.h5 the probe batch
         cache/{metric}{suffix}.h5 measured and predicted curves
@@ -32,6 +33,7 @@ _WRITES = {
     "train": (
         "hyperparameters.json",
         "symmetries.h5",
+        "kernels.h5",
         "feats/probe.h5",
         "logs/metrics.jsonl",
         "logs/events.out.tfevents.*",
@@ -178,6 +180,10 @@ class RunFolder(Folder):
     @property
     def symmetries(self) -> Path:
         return self.path / "symmetries.h5"
+
+    @property
+    def kernels(self) -> Path:
+        return self.path / "kernels.h5"
 
     @property
     def probe(self) -> Path:

@@ -4,15 +4,15 @@
 
 Both train the same networks under muP (``fc`` of depth 3 without biases, plain SGD) on batches of
 the same examples and sizes: 5 widths, 3 seeds, 4 steps. The rival, ``mup.coord_check``, keeps the
-mean size of every module's output in every forward pass, in memory. Ours are a sweep with
-``--stages train,extract --extract '--probe none'``, and ``cache.py --metrics coordinates``: it
-finds conservation laws and follows them, evaluates on the test set twice, writes five checkpoints
-and as many feature files per run, measures outputs and inputs of the layers, their change and its
-parts on 64 probe images by two norms, and fits exponents with their intervals.
+mean size of every module's output in every forward pass, in memory. Ours is a sweep with
+``--no-laws --jobs 0 --stages train,extract,cache --extract '--probe none' --cache '--metrics
+coordinates'``: it evaluates on the test set twice, writes five checkpoints and as many feature
+files per run, measures outputs and inputs of the layers, their change and its parts on 64 probe
+images by two norms, and fits exponents with their intervals.
 
-``in one process`` both have imported what they need, and ours is what a process of the sweep
-calls; ``as commands`` ours are two, of which the first starts a process for its runs, and mup's is
-one script. Limit: the steps of wide networks, which take either the same time.
+``in one process`` both have imported what they need, and ours is what the sweep calls; ``with
+laws`` it also finds conservation laws and follows them; ``as commands`` both start a process.
+Limit: the steps of wide networks, which take either the same time.
 """
 
 import importlib.util
@@ -24,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -59,6 +59,7 @@ _FLAGS: dict[str, Any] = {
     "train_batch_size": _BATCH_SIZE,
     "drop_last": True,
     "save_at": "1,2,3,4",
+    "laws": False,
 }
 _SCRIPT = Path(__file__).with_name("mup_coordinates.py")
 
@@ -89,6 +90,8 @@ def measure(
             "mup": partial(mup_coordinates.check, *task),
         }
         rows.append(_row("in one process", here, repetitions))
+        here["ours"] = lambda: ours(_new(folder), widths, seeds, laws=True)
+        rows.append(_row("in one process, with laws", here, repetitions))
         if commands:
             started: Blocks = {
                 "ours": lambda: _start_ours(_new(folder), widths, seeds),
@@ -99,27 +102,43 @@ def measure(
     return rows
 
 
-def ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
-    """What the two commands do, in this process."""
+def ours(folder: Path, widths: Sequence[int], seeds: int, laws: bool = False) -> dict[str, float]:
+    """What the sweep does, in this process; returns the processor's seconds of each stage."""
     experiment, runs = {"experiment": "e", "save_dir": str(folder)}, []
+    seconds = dict.fromkeys(("train", "extract", "cache"), 0.0)
     for width, seed in itertools.product(widths, range(seeds)):
         place = {**experiment, "expid": f"width={width},seed={seed}"}
-        flags = {**_FLAGS, "width": width, "seed": seed}
+        flags = {**_FLAGS, "width": width, "seed": seed, "laws": laws}
         config = validate(TrainConfig, {**flags, **place}, "benchmark")
         runs.append(RunFolder(config.run_path))
-        train(config, nullcontext(runs[-1]))
-        extract(validate(ExtractConfig, {"probe": "none", **place}, "benchmark"), runs[-1])
+        with _noted(seconds, "train"):
+            train(config, nullcontext(runs[-1]))
+        with _noted(seconds, "extract"):
+            extract(validate(ExtractConfig, {"probe": "none", **place}, "benchmark"), runs[-1])
     caching = validate(CacheConfig, {**experiment, "metrics": "coordinates"}, "benchmark")
-    cache_experiment(caching, ExperimentFolder(folder / "e"), runs)
+    with _noted(seconds, "cache"):
+        cache_experiment(caching, ExperimentFolder(folder / "e"), runs)
+    return seconds
+
+
+@contextmanager
+def _noted(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begin = _processor_seconds()
+    yield
+    seconds[stage] += _processor_seconds() - begin
 
 
 def _start_ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
     place = ["--experiment", "e", "--save-dir", str(folder)]
-    fixed = [f"--{k.replace('_', '-')}={v}".lower() for k, v in _FLAGS.items()]
+    fixed = [word.lower() for k, v in _FLAGS.items() for word in (_flag(k), str(v))]
     varied = ["--width", *map(str, widths), "--seed", *map(str, range(seeds))]
-    stages = ["--stages", "train,extract", "--extract", "--probe none"]
-    _start("-m", "scripts.sweep", *place, *fixed, *varied, *stages, "--jobs", "1")
-    _start("cache.py", *place, "--metrics", "coordinates")
+    stages = ["--stages", "train,extract,cache", "--extract", "--probe none"]
+    stages += ["--cache", "--metrics coordinates"]
+    _start("-m", "scripts.sweep", *place, *fixed, *varied, *stages, "--jobs", "0")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _start(*arguments: str) -> None:
@@ -176,6 +195,16 @@ def main() -> None:
         return
     title = f"Coordinate check, widths {WIDTHS[0]} to {WIDTHS[-1]}, {SEEDS} seeds, {STEPS} steps"
     print_table(f"{title} of {_BATCH_SIZE} examples", measure())
+    print_table("Where ours goes, in one process", [stages()])
+
+
+def stages(widths: Sequence[int] = WIDTHS, seeds: int = SEEDS, repetitions: int = 3) -> Row:
+    """The processor's seconds of each of our stages."""
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory() as name:
+        found = [ours(_new(Path(name)), widths, seeds) for _ in range(repetitions)]
+    logging.disable(logging.NOTSET)
+    return {f"{stage} / s": median(each[stage] for each in found) for stage in found[0]}
 
 
 if __name__ == "__main__":

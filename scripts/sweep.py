@@ -11,13 +11,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from Metrics import CacheConfig
-from Metrics.figures import PlotConfig
 from scripts.sweeps.arguments import read_arguments
 from scripts.sweeps.attempts import newest
 from scripts.sweeps.manifest import Grid, Run, load_manifest, manifest, save_manifest
-from scripts.sweeps.status import counts, standing, table
-from scripts.sweeps.worker import RUN_STAGE, Experiment, experiment_path
+from scripts.sweeps.stages import RUN_STAGE, WHOLE_STAGE, Experiment, divided, experiment_path
+from scripts.sweeps.status import Standing, counts, standing, table
 from Utils.cli import parse
 from Utils.config import Config, Names, PathPart
 from Utils.errors import UserError, run_stage
@@ -55,7 +53,10 @@ class SweepConfig(Config):
     cache: str = Field("", description="Flags of cache.py, likewise.")
     plot: str = Field("", description="Flags of plot.py, likewise.")
     jobs: int | None = Field(
-        None, ge=1, description="Processes, or jobs of Slurm, at a time; here, one per core."
+        None,
+        ge=0,
+        description="Processes, or jobs of Slurm, at a time; here, one per core if not given, and "
+        "with 0 none but this one.",
     )
     slurm: str = Field(
         "", description="Use Slurm, with these options: partition=gpu,time=2:00:00,gpus_per_node=1."
@@ -84,10 +85,12 @@ class SweepConfig(Config):
     @property
     def processes(self) -> int:
         """How many work at a time, if not on Slurm."""
-        return self.jobs or os.cpu_count() or 1
+        return max(self.jobs, 1) if self.jobs is not None else os.cpu_count() or 1
 
     def stage_flags(self) -> dict[str, tuple[str, ...]]:
         """The stages in their order, each with its flags; raises :class:`UserError` for others."""
+        if self.slurm and self.jobs == 0:
+            raise UserError("--jobs 0 with --slurm: this process does nothing then; leave one out")
         stages = self.stages or ("train",)
         for name in stages:
             if name not in RUN_STAGE:
@@ -115,7 +118,7 @@ def main() -> int:
         for line in forecast(experiment, runs, config.processes):
             print(line, flush=True)
         return 0
-    save_manifest(config.own_folder, runs, experiment.stages)
+    save_manifest(config.own_folder, runs, {**experiment.stages, **experiment.whole})
     return _execute(config, experiment, runs)
 
 
@@ -130,11 +133,12 @@ def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:
     else:
         runs, before = load_manifest(config.own_folder)
         stages = config.stage_flags() if config.stages else before
-    experiment = Experiment(config.experiment, config.save_dir, stages, together=config.together)
-    for stage in stages:
-        flags = experiment.config(runs[0], stage)
-        if isinstance(flags, CacheConfig | PlotConfig):
-            flags.metric_names()
+    of_each, whole = divided(stages)
+    experiment = Experiment(
+        config.experiment, config.save_dir, of_each, together=config.together, whole=whole
+    )
+    for stage in of_each:
+        experiment.config(runs[0], stage)
     if config.retry_failed:
         found = {run.expid: newest(experiment.folder(run)) for run in runs}
         failed = {k: last.number for k, last in found.items() if last and last.has_failed}
@@ -150,12 +154,10 @@ def _execute(config: SweepConfig, experiment: Experiment, runs: list[Run]) -> in
 
         options = slurm_options(config.slurm)
         print(submit(experiment, runs, options, config.pack, config.jobs, config.own_folder))
-        return 0
-    from scripts.sweeps.execution import run_here
-
+        return _do_whole(experiment, before)
     number = 0
-    if any(where.is_open for where in before):
-        number = run_here(experiment, runs, config.processes, config.own_folder)
+    if experiment.stages and any(where.is_open for where in before):
+        number = _work(config, experiment, runs)
     after = [standing(experiment, run) for run in runs]
     print(f"{len(runs)} runs: {counts(after)}", flush=True)
     if number:
@@ -165,7 +167,28 @@ def _execute(config: SweepConfig, experiment: Experiment, runs: list[Run]) -> in
     if failed:
         folder = experiment.folder(failed[0]).logs
         print(f"sweep: tracebacks are in {folder}/attempt-*.json, …", file=sys.stderr)
-    return 1 if failed else 0
+    return max(int(bool(failed)), _do_whole(experiment, after))
+
+
+def _work(config: SweepConfig, experiment: Experiment, runs: list[Run]) -> int:
+    """Do what is missing, here or in other processes; returns the signal that stopped it, or 0."""
+    if config.jobs == 0:
+        from scripts.sweeps.worker import work_here
+
+        return work_here(experiment, runs)
+    from scripts.sweeps.execution import run_here
+
+    return run_here(experiment, runs, config.processes, config.own_folder)
+
+
+def _do_whole(experiment: Experiment, standings: list[Standing]) -> int:
+    """What is done for all runs together, unless some are not there yet; returns the exit code."""
+    waiting = sum(where.is_open or where.condition == "running" for where in standings)
+    if waiting and experiment.whole:
+        names = " and ".join(experiment.whole)
+        print(f"{names} of the experiment waits for {waiting} runs; give the same command then")
+        return 0
+    return max((WHOLE_STAGE[n](experiment.whole_config(n)) for n in experiment.whole), default=0)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
         if (fits := _selected(cache.newest(group, quantity), options))
     ]
     if not panels:
-        raise NothingToDraw(f"{cache.metric}: not drawn, there are no runs of two widths")
+        raise NothingToDraw(f"{cache.metric}: not drawn, nothing was measured at two widths")
     layers = list(dict.fromkeys(f.layer for *_, fits in panels for f in fits))
     colours = dict(zip(layers, style.colours(len(layers)), strict=True))
     columns = 2 if len(panels) > 1 else 1
@@ -142,7 +142,7 @@ def draw_forest(cache: ExperimentCache, options: Options) -> Figure:
         for layer in _layers(cache, groups, quantity, options)
     ]
     if not rows:
-        raise NothingToDraw(f"{cache.metric}: not drawn, there are no runs of two widths")
+        raise NothingToDraw(f"{cache.metric}: not drawn, nothing was measured at two widths")
     height = _ROW * len(rows)
     figure, cells = charts(
         len(groups), header_height(2, options), len(groups), height, 0.0, left=_NAMES

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy import sparse
 from torch import nn
 
 from Data import load_dataset
 from Metrics.kernels.measures import Floats
 from Metrics.model_at import ModelAt
-from Models.symmetry import Charges, Laws
+from Models.symmetry import no_laws
 from Training.backends import start
 from Training.checkpoints import load_checkpoint
 from Training.config import TrainConfig
@@ -47,7 +46,9 @@ def train_linear(
     found: dict[int, Floats] = {}
     with torch.random.fork_rng(), start(training) as backend:
         scales = resolve(training, dataset, task.get("parametrization"))
-        state = TrainingState.initial(training, model, dataset, _no_laws(), backend, scales)
+        state = TrainingState.initial(
+            training, model, dataset, no_laws("replays follow none"), backend, scales
+        )
         if steps[0]:
             checkpoint = load_checkpoint(run.fetch(run.checkpoint(steps[0])))
             state.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
@@ -85,8 +86,3 @@ def _here(at: ModelAt, task: Mapping[str, Any]) -> TrainConfig:
             "save_buffers": (),
         }
     )
-
-
-def _no_laws() -> Laws:
-    none = Charges((), sparse.csr_matrix((0, 0)))
-    return Laws(none, none, (), ())

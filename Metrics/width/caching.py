@@ -268,8 +268,8 @@ def _fit(
     for group in groups:
         theory = theory_of(group, _fans_by_width(group, stored.cells))
         told[group.label] = theory.coordinates()
-        if theory.reason:
-            silent[group.label] = theory.reason
+        if reason := metric.silence(group, theory):
+            silent[group.label] = reason
         observations = metric.observations(group.members, stored.cells)
         exponents += exponents_of(metric, group.label, observations, theory)
     write(path, entry, stored, groups, exponents, told)

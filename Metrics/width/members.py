@@ -7,6 +7,7 @@ from fractions import Fraction
 from math import log
 from typing import Any
 
+from Models.config import INFINITE
 from Training.config import TrainConfig
 from Training.folder import WITHOUT_EFFECT
 from Utils.errors import UserError
@@ -81,6 +82,8 @@ def read_members(runs: Sequence[RunFolder]) -> tuple[list[Member], dict[str, str
         diverged = _diverged(run) if not steps or steps[-1] < last else None
         if hyperparameters.get("width") is None:
             skipped[run.path.name] = "it has no --width"
+        elif hyperparameters["width"] == INFINITE:
+            skipped[run.path.name] = "its --width is inf, where there are no weights"
         elif not steps and diverged is None:
             skipped[run.path.name] = "it has no features; run extract.py for it"
         elif steps and steps[0] != 0:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from Metrics.width.members import Member
+from Metrics.width.members import Group, Member
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory
 
@@ -100,6 +100,9 @@ class WidthMetric(Protocol):
     def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         """The smallest exponent of the parts of a sum; ``None`` if it is no sum."""
 
+    def silence(self, group: Group, theory: ChainTheory) -> str:
+        """Why nothing is predicted of a group; empty if something may be."""
+
 
 class PerLayer:
     """Base of metrics that fit what they measure in every run and layer."""
@@ -119,6 +122,9 @@ class PerLayer:
 
     def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         return None
+
+    def silence(self, group: Group, theory: ChainTheory) -> str:
+        return theory.reason
 
 
 def rms(x: Tensor) -> float:

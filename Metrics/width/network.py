@@ -4,7 +4,7 @@ Shape letters: N examples of the probe batch, C outputs. Weight layers are linea
 convolutions, in the order in which the network calls them first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +15,14 @@ from torch.func import functional_call
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
-from Metrics.kernels.at import KernelAt
+from Metrics.kernels.at import KernelAt, as_floats
 from Metrics.kernels.measures import Floats
 from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
+from Metrics.tangent import weighted_kernel
 from Metrics.width.members import Member
 from Models.parametrization.scales import Scales
-from Models.symmetry import Laws
+from Models.symmetry import no_laws
 from Utils.errors import UserError
 from Utils.storage import open_hdf5
 
@@ -31,6 +32,8 @@ Weights = tuple[Tensor, Tensor | None]
 """Copies of a layer's weight and bias; ``None`` for no bias."""
 
 AGAIN = "run extract.py again"
+
+_UNREAD = no_laws("no metric of experiments is about laws")
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,14 @@ class Checkpoint:
         features: of the step, open.
 
     Attributes:
+        member: the run.
         step: updates done.
         metric: gives a number that was saved with the checkpoint, by its name.
     """
 
     def __init__(self, network: "Network", features: StepFeatures):
         self._network, self._features = network, features
-        self.step = features.step
+        self.member, self.step = network.member, features.step
         self.metric = features.metric
 
     @cached_property
@@ -131,6 +135,16 @@ class Checkpoint:
         """The same at step 0."""
         return dict(self._network.kernel_at.reference.kernel.layers)
 
+    def weighted_kernel(self, factors: Mapping[str, float]) -> Floats:
+        """[N, N] Σ_p s_p J_p J_pᵀ at this step, by the factors s_p of parameters."""
+        kernel_at = self._network.kernel_at
+        return as_floats(weighted_kernel(kernel_at.load(self._features), self.examples, factors))
+
+    @property
+    def examples(self) -> Tensor:
+        """Those of kernels."""
+        return self._network.kernel_at.batch[0]
+
     def lr_factors(self, layer: str) -> set[float]:
         """By what the parametrization multiplies the learning rates of a layer's parameters."""
         return self._network.lr_factors(layer)
@@ -149,16 +163,16 @@ class Network:
         config: the command line.
 
     Attributes:
+        member: as given.
         model_at: gives the network the weights of a step.
         kernel_at: its tangent kernel.
     """
 
     def __init__(self, member: Member, config: CacheConfig):
-        self._run = member.run
+        self.member, self._run = member, member.run
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
-        self._laws = Laws.load(member.run.symmetries)
         said = dict(member.hyperparameters)
-        self.kernel_at = KernelAt(member.run, said, config, self._laws, self.model_at)
+        self.kernel_at = KernelAt(member.run, said, config, _UNREAD, self.model_at)
         self._scales = said["task"].get("parametrization")
 
     @contextmanager
@@ -170,7 +184,7 @@ class Network:
     @contextmanager
     def _features(self, step: int) -> Iterator[StepFeatures]:
         path = self._run.fetch(self._run.features(step))
-        with step_features(path, self._laws) as features:
+        with step_features(path, _UNREAD) as features:
             yield features
 
     @cached_property

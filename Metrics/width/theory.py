@@ -209,7 +209,7 @@ def _parametrization(member: Member, config: TrainConfig) -> tuple[ABC, list[str
     shape, classes = tuple(task["input_shape"]), task["num_classes"]
     family = OPTIMIZERS[config.optimizer].family
     assert family is not None
-    weights = chain_of(skeleton(config, shape, classes, config.width))
+    weights = chain_of(skeleton(config, shape, classes, config.finite_width))
     chain = None
     if weights is not None and len(weights) > 1:
         chain = [name.rpartition(".")[0] for name in weights]

@@ -14,7 +14,7 @@ import numpy as np
 
 from Metrics.fits import minimum
 from Metrics.width.layout import AT
-from Metrics.width.members import Member
+from Metrics.width.members import Group, Member
 from Metrics.width.metric import Cell, Cells, Observation, Quantity, Values
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory
@@ -59,6 +59,9 @@ class Transfer:
 
     def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         return None
+
+    def silence(self, group: Group, theory: ChainTheory) -> str:
+        return theory.reason
 
 
 Losses = Mapping[tuple[int, int], Mapping[float, float]]

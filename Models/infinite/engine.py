@@ -53,10 +53,12 @@ class Examples:
     Attributes:
         inputs: [C, *sizes, n]; a view.
         variances: of every value, [*sizes, n]; those of values that need more are missing.
+        own: covariances between the positions of each example where read, [*sizes, *sizes, n].
     """
 
     inputs: Tensor
     variances: dict[int, Tensor] = field(default_factory=dict)
+    own: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def features(self) -> Tensor:
@@ -99,15 +101,17 @@ class Examples:
 
     def _complete(self, program: Program) -> None:
         """Variances after mixing, from each example's kernel with itself."""
-        found: list[dict[int, Tensor]] = []
+        found: list[Examples] = []
         for n in range(self.inputs.shape[-1]):
             known = {k: q[..., n : n + 1] for k, q in self.variances.items()}
             alone = Examples(self.inputs[..., n : n + 1], known)
             same = torch.ones(1, 1, dtype=torch.bool)
             Tile(program, alone, alone, tangent=False, same=same).run(own=True)
-            found.append(alone.variances)
-        for k in found[0]:
-            self.variances[k] = torch.cat([q[k] for q in found], -1)
+            found.append(alone)
+        for k in found[0].variances:
+            self.variances[k] = torch.cat([example.variances[k] for example in found], -1)
+        for k in found[0].own:
+            self.own[k] = torch.cat([example.own[k] for example in found], -1)
 
 
 class Tile:
@@ -188,7 +192,9 @@ class Tile:
         sides = tuple(self._sides(i) if self._known(i) else None for i in step.inputs)
         # Without variances of their outputs layers return covariances, which then suffice.
         out = self._sides(k) if self._known(k) and k <= self.program.last_reader else None
-        view = View(before, layout, sides, out, self.tangent, self.same)
+        end = step.inputs[-1]
+        own = (self.one.own[end], self.other.own[end]) if step.layer.reads_own else None
+        view = View(before, layout, sides, out, self.tangent, self.same, own)
         return step.layer.apply([states[i] for i in step.inputs], view), layout
 
     def _known(self, k: int) -> bool:
@@ -200,7 +206,10 @@ class Tile:
         return self._held[k]
 
     def _note(self, k: int, state: State, layout: Layout) -> None:
-        """The variances of a value that mixing made."""
+        """What both sides know of a value from their kernel alone."""
+        if k in self.program.owned:
+            known = self._sides(k) if self._known(k) else None
+            self.one.own[k] = state.covariance(known, layout)[..., 0].clone()
         if self._known(k):
             return
         step = self.program.steps[k - 1]

@@ -95,11 +95,21 @@ class Program:
 
     @cached_property
     def reads_own_mixture(self) -> bool:
-        """Whether a layer after mixing reads variances, which mixing alone does not tell."""
+        """Whether a layer after mixing reads variances, which mixing alone does not tell, or any
+        reads more of each example."""
         after = zip(self.steps, self.mixed[1:], strict=True)
-        return self.mixes and any(
-            step.layer.normalises and any(self.mixed[k] for k in step.inputs) for step, _ in after
+        return bool(self.owned) or (
+            self.mixes
+            and any(
+                step.layer.normalises and any(self.mixed[k] for k in step.inputs)
+                for step, _ in after
+            )
         )
+
+    @cached_property
+    def owned(self) -> frozenset[int]:
+        """Values of which each example's covariances between all positions are read."""
+        return frozenset(step.inputs[-1] for step in self.steps if step.layer.reads_own)
 
     @cached_property
     def reaches(self) -> tuple[int | None, ...]:

@@ -56,7 +56,7 @@ class Parametrized:
     @cached_property
     def shapes(self) -> nn.Module:
         """The model without numbers."""
-        return self._skeleton(self.config.width)
+        return self._skeleton(self.config.finite_width)
 
     def _skeleton(self, width: int | None) -> nn.Module:
         return skeleton(self.config, self.input_shape, self.num_classes, width)
@@ -67,9 +67,10 @@ class Parametrized:
         names = {name: tuple(p.shape) for name, p in self.shapes.named_parameters()}
         if self.config.base_shapes:
             return grown_dimensions(self.config.base_shapes, names)
-        assert self.config.width is not None
-        growth = self.config.width / (self.config.base_width or 1)
-        wide = self._skeleton(2 * self.config.width)
+        width = self.config.finite_width
+        assert width is not None
+        growth = width / (self.config.base_width or 1)
+        wide = self._skeleton(2 * width)
         return grown(self.shapes, wide), dict.fromkeys(names, growth)
 
     @property
@@ -180,9 +181,9 @@ class Parametrized:
         """
         config, abc = self.config, self.abc(self._family_of_init)
         at_base = self._anchored and set(self.growth.values()) == {1.0}
-        width = [] if at_base else [config.width or 0]
+        width = [] if at_base else [config.finite_width or 0]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(config.seed, "init", *width))
+            torch.default_generator.manual_seed(stream_seed(config.seed, "init", *width))
             model = construct(config, self.input_shape, self.num_classes)
         if at_base:
             return model
@@ -207,7 +208,7 @@ class Parametrized:
         if std == 0:
             parameter.zero_()
             return
-        stream = generator(self.config.seed, "weights", self.config.width or 0, place.name)
+        stream = generator(self.config.seed, "weights", self.config.finite_width or 0, place.name)
         drawn = torch.randn(place.shape, generator=stream, dtype=torch.float32).to(parameter)
         parameter.copy_(drawn.mul_(std))
         if abc.mean and place.kind == "weight" and place.fan_in_grows:
@@ -218,7 +219,7 @@ class Parametrized:
         """Refuse an initialisation whose weights do not shrink as fan-in^{-1/2}."""
         config = self.config.model_copy(update={"width": self.config.base_width})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(config.seed, "init"))
+            torch.default_generator.manual_seed(stream_seed(config.seed, "init"))
             base = dict(construct(config, self.input_shape, self.num_classes).named_parameters())
         parameters = dict(model.named_parameters())
         for place in self.places:

@@ -48,10 +48,10 @@ def find_laws(model: nn.Module, example: Tensor, loss: str, matrices: bool = Tru
         one_more = torch.cat([example, example[:1]])
         graphs = [graph, ExportedGraph(model, one_more)] if graph.rearranges_examples else [graph]
     except UntraceableError as error:
-        return _nothing(f"it cannot be analysed: {error}")
+        return no_laws(f"it cannot be analysed: {error}")
     except Exception as error:  # torch.export raises errors of every type
         first_line = next(iter(str(error).strip().splitlines()), "no message")
-        return _nothing(
+        return no_laws(
             f"torch.export cannot trace this model ({type(error).__name__}: {first_line})"
         )
     # where examples are moved, what is a law may depend on how many there are
@@ -85,7 +85,12 @@ class _Found(NamedTuple):
 _EMPTY = sparse.csr_matrix((0, 0))
 
 
-def _nothing(note: str) -> Laws:
+def no_laws(note: str) -> Laws:
+    """The laws of a model that has none that are known.
+
+    Args:
+        note: why.
+    """
     return Laws(Charges((), _EMPTY), Charges((), _EMPTY), (), (), note)
 
 

@@ -174,6 +174,16 @@ class Backend:
 
     # ------------------------------------------------------------------ random numbers
 
+    def seed(self, seed: int) -> None:
+        """Seed torch's global generators.
+
+        ``torch.manual_seed`` notes a stack trace for every kind of device that is never used.
+        """
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
     def rng_state(self) -> dict[str, Any]:
         """The states of torch's global generators, from which dropout draws."""
         state: dict[str, Any] = {"cpu": torch.get_rng_state()}

@@ -14,8 +14,9 @@ import submitit
 
 from scripts.sweeps.attempts import newest
 from scripts.sweeps.manifest import Run
+from scripts.sweeps.stages import Experiment
 from scripts.sweeps.status import Progress
-from scripts.sweeps.worker import Experiment, work
+from scripts.sweeps.worker import work
 from Utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

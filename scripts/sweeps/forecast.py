@@ -8,20 +8,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from Data import load_dataset
 from Models import build_model
-from Models.symmetry import find_laws
 from scripts.sweeps.attempts import newest
 from scripts.sweeps.manifest import Run
+from scripts.sweeps.stages import Experiment
 from scripts.sweeps.status import counts, standing
-from scripts.sweeps.worker import Experiment
 from Training.backends import start
 from Training.checkpoints import Checkpoint, save_checkpoint
 from Training.config import TrainConfig
 from Training.loop import Trainer
 from Training.recorder import Silence
+from Training.run import laws_of
 from Training.schedule import Schedule
 from Training.state import TrainingState
 from Utils.config import validate
@@ -63,7 +61,8 @@ class Cost:
 def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator[str]:
     """The runs with their steps, then time and disk of those that are not done; yields lines.
 
-    Kinds of runs of which one is done are taken from it, others are timed for a few steps.
+    Kinds of runs of which one is done are taken from it, others are timed for a few steps; but
+    for those of infinite width, which are mainly kernels, and say what these take as they begin.
 
     Raises:
         UserError: a run cannot be begun.
@@ -79,13 +78,16 @@ def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator
         yield f"{run.expid}: {steps} steps, {where.condition}"
         if where.condition in {"done", "diverged", "failed"}:
             continue
+        all_steps += steps
         kind = _kind(run)
+        if config.is_infinite and kind not in known:
+            yield f"{run.expid}: how long its kernels take is told when it begins"
+            continue
         if kind not in costs:
             costs[kind] = known.get(kind) or measure(config)
         cost = costs[kind]
         seconds += cost.beginning + steps * cost.step + epochs * cost.evaluation
         size += cost.checkpoint * (1 + len(config.save_steps(steps)) + epochs)
-        all_steps += steps
     yield f"{len(runs)} runs: {counts(standings)}; {all_steps} steps to do"
     if not costs:
         return
@@ -142,12 +144,12 @@ def measure(config: TrainConfig) -> Cost:
     Raises:
         UserError: it cannot be begun.
     """
-    shape, dtype = config.data_entry.input_shape, getattr(torch, config.dtype)
+    shape = config.data_entry.input_shape
     begin = time.monotonic()
     with start(config) as backend, tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(config.dataset, config.data_dir, config.seed, **config.data_options)
         model = build_model(config, shape, dataset.entry.num_classes)
-        laws = find_laws(model, torch.zeros(2, *shape, dtype=dtype), config.loss, config.balance)
+        laws = laws_of(config, model)
         state = TrainingState.initial(config, model, dataset, laws, backend)
         recorder = _Weighing(Path(folder))
         with closing(state.batches):

@@ -11,8 +11,9 @@ import submitit
 
 from scripts.sweeps.execution import importable, new_folder
 from scripts.sweeps.manifest import Run
+from scripts.sweeps.stages import Experiment
 from scripts.sweeps.status import standing
-from scripts.sweeps.worker import Experiment, work
+from scripts.sweeps.worker import work
 from Utils.errors import UserError
 from Utils.storage import read_json, write_json
 

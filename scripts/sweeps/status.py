@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from scripts.sweeps.attempts import Attempt, is_alive, newest
 from scripts.sweeps.manifest import Run
-from scripts.sweeps.worker import Experiment
+from scripts.sweeps.stages import Experiment
 from Utils.rundir import RunFolder
 
 Condition = Literal["done", "diverged", "running", "failed", "stopped", "missing"]

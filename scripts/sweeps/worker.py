@@ -12,96 +12,37 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from Metrics import CacheConfig
-from Metrics.figures import PlotConfig
-from scripts.sweeps.attempts import Claim, Stages, State, claim, newest_step
+from scripts.sweeps.attempts import Claim, State, claim, newest_step
 from scripts.sweeps.manifest import Run
-from Training.config import ExtractConfig, TrainConfig
-from Utils.cli import parse
-from Utils.config import RunConfig, validate
+from scripts.sweeps.stages import RUN_STAGE, Experiment, Stopped
+from Training.config import TrainConfig
 from Utils.errors import Diverged, UserError
 from Utils.rundir import RunFolder
-
-
-def experiment_path(name: str, save_dir: str) -> Path:
-    """The folder of an experiment; raises :class:`UserError` if it can be none of a sweep."""
-    if save_dir.startswith("gs://"):
-        raise UserError(
-            f"--save-dir {save_dir}: a sweep works in a folder, as its processes ask for the state "
-            "of all runs several times a second; give one, and bring it into the bucket by "
-            "scripts/sync_gcloud.sh FOLDER gs://…"
-        )
-    return validate(RunConfig, {"experiment": name, "save_dir": save_dir}, "sweep").experiment_path
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What all runs of a sweep share.
-
-    Attributes:
-        name: the ``--experiment``.
-        save_dir: the folder that holds it.
-        stages: what is to be done for each run.
-        retried: by expid, the attempt whose failure is no reason to leave the run alone.
-        together: how many runs that differ in seed and learning rate share their steps.
-    """
-
-    name: str
-    save_dir: str
-    stages: Stages
-    retried: Mapping[str, int] = field(default_factory=dict)
-    together: int = 1
-
-    def config(self, run: Run, stage: str) -> RunConfig:
-        """What a stage's script would be asked for; raises :class:`UserError` for wrong flags."""
-        schema, given = SCHEMAS[stage], self.stages.get(stage, ())
-        own = run.flags if stage == "train" else _flags_of(schema, given)
-        place = {"experiment": self.name, "expid": run.expid, "save_dir": self.save_dir}
-        return validate(schema, {**own, **place}, "sweep")
-
-    def folder(self, run: Run) -> RunFolder:
-        """Where a run's files are."""
-        return RunFolder(experiment_path(self.name, self.save_dir) / run.expid)
-
-    def arguments(self, run: Run, stage: str) -> list[str]:
-        """What one types behind the name of a stage's script."""
-        own = run.arguments() if stage == "train" else list(self.stages[stage])
-        place = ["--experiment", self.name, "--expid", run.expid, "--save-dir", self.save_dir]
-        return [*own, *place]
-
-
-@cache
-def _flags_of(schema: type[RunConfig], given: tuple[str, ...]) -> dict[str, Any]:
-    """By field name; once for all runs, as a small run takes hardly longer than parsing."""
-    return parse(schema, list(given)).model_dump()
-
-
-class _Stopped(Exception):
-    """A signal ended a stage, which can be continued."""
 
 
 def work(
     experiment: Experiment,
     runs: Sequence[Run],
     environment: Mapping[str, str | None],
-    stop: Path,
-) -> None:
+    stop: Path | None = None,
+) -> int:
     """Do what is missing, and end early if a signal says so; runs continue later.
 
     Args:
         experiment: what they share.
         runs: the runs, in the order in which they are looked at.
         environment: variables to set, or with ``None`` to remove, before torch is imported.
-        stop: no further run is begun once there is this file.
+        stop: no further run is begun once there is this file, if one is named.
+
+    Returns:
+        0, or the number of the signal.
 
     Raises:
         UserError: a run's folder cannot be written to.
@@ -116,12 +57,27 @@ def work(
     signals = _Signals()
     try:
         for run in runs:
-            if stop.exists():
-                return
+            if stop is not None and stop.exists():
+                break
             with ExitStack() as held:
                 _bring_on_all(experiment, _take(experiment, run, runs, held))
-    except (_Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt) as ended:
         signals.requeue_if_wanted()
+        number: int = next(iter(ended.args), signal.SIGINT)
+        return number
+    return 0
+
+
+def work_here(experiment: Experiment, runs: Sequence[Run]) -> int:
+    """What :func:`work` does, in a process that goes on with something else."""
+    argv, numbers = sys.argv, (signal.SIGTERM, signal.SIGUSR2)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        return work(experiment, runs, {})
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _take(
@@ -166,7 +122,7 @@ def _bring_on_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) ->
         for run, held in taken:
             if held.attempt.state == "running":
                 _bring_on(experiment, run, experiment.folder(run), held)
-    except (_Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt):
         for _, held in taken:
             if held.attempt.state == "running":
                 held.note(state="stopped")
@@ -200,8 +156,9 @@ def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> No
             held.note(state=_state_after(outcome), error=str(outcome), **ended)
         else:
             held.note(state="stopped", **ended)
-    if any(isinstance(outcome, int) and outcome for outcome in outcomes):
-        raise _Stopped
+    for outcome in outcomes:
+        if isinstance(outcome, int) and outcome:
+            raise Stopped(outcome - 128)
 
 
 class _Signals:
@@ -244,7 +201,7 @@ def _bring_on(experiment: Experiment, run: Run, folder: RunFolder, held: Claim) 
             seconds = {**held.attempt.seconds, stage: time.monotonic() - begin}
             held.note(done=done, seconds=seconds, ended_at=newest_step(folder))
         held.note(state="done")
-    except (_Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt):
         held.note(state="stopped", ended_at=newest_step(folder))
         raise
     except UserError as error:
@@ -262,48 +219,3 @@ def _earlier(done: Mapping[str, list[str]], stage: str) -> dict[str, list[str]]:
     """What remains done when a stage is done anew: the stages that do not read its files."""
     order = list(RUN_STAGE)
     return {name: done[name] for name in order[: order.index(stage)] if name in done}
-
-
-def _train(config: Any) -> None:
-    from Training.run import train
-
-    if train(config, nullcontext(RunFolder(config.run_path))):
-        raise _Stopped
-
-
-def _extract(config: Any) -> None:
-    from Training.extraction import extract
-
-    extract(config, RunFolder(config.run_path))
-
-
-def _cache(config: Any) -> None:
-    from Metrics.caching import cache
-
-    cache(config, RunFolder(config.run_path))
-
-
-def _plot(config: Any) -> None:
-    if config.report:
-        from Metrics.figures.report import write_report as write
-    else:
-        from Metrics.figures.run import plot_run as write
-    for line in write(config):
-        print(line, flush=True)
-
-
-SCHEMAS: Mapping[str, type[RunConfig]] = {
-    "train": TrainConfig,
-    "extract": ExtractConfig,
-    "cache": CacheConfig,
-    "plot": PlotConfig,
-}
-"""The flags of each stage."""
-
-RUN_STAGE: Mapping[str, Callable[[Any], None]] = {
-    "train": _train,
-    "extract": _extract,
-    "cache": _cache,
-    "plot": _plot,
-}
-"""What does each stage, as its script would; called with its flags."""

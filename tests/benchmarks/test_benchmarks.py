@@ -47,12 +47,13 @@ def test_ensemble_table() -> None:
 
 def test_coordinate_check_table() -> None:
     pytest.importorskip("mup")
-    (row,) = coordinate_check.measure([64, 96], seeds=1, repetitions=1, commands=False)
-    assert (row["case"], *list(row)[1:4]) == (
-        "in one process",
-        *("ours / s", "mup / s", "ours / mup"),
-    )
-    assert float(row["ours / s of processor"]) > 0 < float(row["mup / s of processor"])
+    rows = coordinate_check.measure([64, 96], seeds=1, repetitions=1, commands=False)
+    assert [row["case"] for row in rows] == ["in one process", "in one process, with laws"]
+    for row in rows:
+        assert list(row)[1:4] == ["ours / s", "mup / s", "ours / mup"]
+        assert float(row["ours / s of processor"]) > 0 < float(row["mup / s of processor"])
+    parts = coordinate_check.stages([64, 96], seeds=1, repetitions=1)
+    assert list(parts) == ["train / s", "extract / s", "cache / s"]
 
 
 def test_coordinate_check_trains_the_networks_of_mup(tmp_path: Path) -> None:

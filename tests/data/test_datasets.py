@@ -240,6 +240,15 @@ def test_digits_are_split_once_and_for_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    rows = [torch.cat([s.inputs.flatten(1), s.targets[:, None]], 1) for s in splits("digits")]
+    theirs = torch.cat([torch.from_numpy(images), torch.from_numpy(labels)[:, None]], 1)
+    assert sorted(torch.cat(rows).tolist()) == sorted(theirs.tolist())
+
+
 def test_digits_are_normalised_by_their_training_images() -> None:
     entry = DATASETS["digits"]
     inputs = splits("digits")[0].inputs.double() / entry.max_value

@@ -1,5 +1,6 @@
 """The tangent kernel's change over widths: its numbers by hand, its exponent beside theory."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import h5py
@@ -77,3 +78,83 @@ def test_nothing_is_predicted_of_rectifiers_and_biases_have_rates_of_their_own(
     assert all(e.predicted is None for e in found.exponents)
     assert not any(e.quantity.layer == "" for e in found.exponents)
     assert ChainTheory(None).smooth is False
+
+
+def recursion(
+    x: np.ndarray, variances: list[float], rates: list[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """K and Θ of a ReLU chain by arc-cosine kernels (Cho and Saul 2009; Jacot et al. 2018).
+
+    Biases begin at zero, and have learning rate 1.
+
+    Args:
+        x: inputs [N, d].
+        variances: of every layer's weights, times the fan-in.
+        rates: of every layer's weights, times the fan-in.
+    """
+    q = x @ x.T / x.shape[1]
+    t = np.zeros_like(q)
+    for layer, (variance, rate) in enumerate(zip(variances, rates, strict=True)):
+        if layer:
+            size = np.sqrt(np.outer(np.diag(q), np.diag(q)))
+            angle = np.arccos(np.clip(q / size, -1, 1))
+            slope = (np.pi - angle) / (2 * np.pi)
+            q, t = slope * q + size * np.sin(angle) / (2 * np.pi), slope * t
+        q, t = variance * q, variance * t + rate * q + 1
+    return q, t
+
+
+UNTRAINED = FLAGS.replace("--epochs 1", "--epochs 0")
+
+
+def test_deviations_are_those_from_arc_cosine_kernels(tmp_path: Path) -> None:
+    flags = UNTRAINED.replace("tanh", "relu").replace("--no-bias", "--bias --param ntk")
+    path = make(tmp_path / "e", flags, "1", (16,))
+    (found,) = cached(path, "--metrics kernel-convergence")
+    with h5py.File(path / "w16-s1" / "feats" / "probe.h5") as file:
+        x = file["inputs"][()].reshape(8, -1).astype(float)
+    own = kernels(path / "w16-s1", 0)
+    # of n = 16: weights have variance 2/n (ReLU's gain), the readout's 1/n; the learning rate is
+    # 1/n where n inputs are read, 1 of the first layer
+    covariance, tangent = recursion(x, [2, 2, 1], [x.shape[1], 1, 1])
+    measured = sum(k / 16 if n in ("fc2", "classifier") else k for n, k in own.items())
+    assert len(own) == 6
+    row = row_of(found, "w16-s1", "network")
+    for name, finite, limit in (
+        ("kernel deviation", measured, tangent),
+        ("covariance deviation", own["classifier"] / 16, covariance),
+    ):
+        expected = np.linalg.norm(finite - limit) / np.linalg.norm(limit)
+        assert row[name][0] == pytest.approx(expected, rel=1e-7)
+
+
+def test_kernels_converge_as_one_over_the_root_of_the_width(tmp_path: Path) -> None:
+    """With few degrees of freedom seeds scatter; a saturating nonlinearity has more of them."""
+    flags = UNTRAINED.replace("--depth 3", "--depth 2 --param ntk")
+    path = make(tmp_path / "e", flags, "1", (32, 128, 512), (1, 2, 3, 4))
+    (found,) = cached(path, "--metrics kernel-convergence")
+    assert [e.quantity.name for e in found.exponents] == [
+        "kernel deviation",
+        "covariance deviation",
+    ]
+    for exponent in found.exponents:
+        assert exponent.predicted == Fraction(-1, 2)
+        assert abs(exponent.fit.exponent + 0.5) < 0.1
+        assert exponent.fit.interval < 0.2
+        assert exponent.verdict == "agrees"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--param mup", "classifier.weight begins as width^-1"),
+        ("", "without --param nothing says how the model grows"),
+    ],
+)
+def test_where_there_is_no_kernel_at_infinite_width_it_says_why(
+    flags: str, reason: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "e", f"{UNTRAINED} {flags}", "1", (16, 32))
+    (found,) = cached(path, "--metrics kernel-convergence")
+    assert not found.exponents
+    assert reason in found.text()

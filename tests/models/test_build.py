@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from Models import MODELS, NONLINEARITIES, ModelConfig, ModelEntry, build_model
 from Utils.config import validate
@@ -65,6 +66,24 @@ def test_every_model_maps_a_batch_to_logits_and_can_be_trained(name: str, dtype:
     assert logits.dtype == inputs.dtype
     logits.square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_preactivation_blocks_are_a_stream_and_its_branches() -> None:
+    """Against the formula, from the weights alone."""
+    model = build((2, 5, 4), model="preact-resnet", depth=2, width=3, dtype="float64")
+    weights = dict(model.named_parameters())
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+
+    inputs = torch.randn(3, 2, 5, 4, dtype=torch.float64)
+    x = conv("stem", inputs)
+    for block in ("block1", "block2"):
+        x = x + conv(f"{block}.conv2", conv(f"{block}.conv1", x.relu()).relu()) / 2**0.5
+    features = x.relu().sum((2, 3)) / 20
+    expected = features @ weights["classifier.weight"].T + weights["classifier.bias"]
+    assert torch.allclose(model(inputs), expected, rtol=1e-12)
+    assert len(weights) == 2 * (1 + 4 + 1)
 
 
 def test_convolutions_read_images() -> None:

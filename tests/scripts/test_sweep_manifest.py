@@ -16,6 +16,7 @@ from scripts.sweep import SweepConfig, main
 from scripts.sweeps.arguments import read_arguments
 from scripts.sweeps.expressions import evaluate, parse, ranges
 from scripts.sweeps.manifest import AXES, REFUSED, manifest
+from scripts.sweeps.stages import divided
 from tests.runs import ROOT
 from Training.config import TrainConfig
 from Utils import cli
@@ -297,10 +298,12 @@ def test_the_page_shows_the_example_and_commands_that_work(tmp_path: Path) -> No
     example = (ROOT / "scripts" / "sweeps" / "example.yaml").read_text()
     assert "\n".join(x for x in example.splitlines() if not x.startswith("#")) in page
     commands = re.findall(r"^ +python -m scripts\.sweep (--experiment .+)$", page, re.MULTILINE)
+    numbers = []
     for command in commands:
-        _, axes = read_arguments(SweepConfig, shlex.split(command))
-        assert len(manifest(axes, tmp_path)) == 4 * 2 * 5
-    assert len(commands) == 2
+        own, axes = read_arguments(SweepConfig, shlex.split(command))
+        divided(cli.parse(SweepConfig, own).stage_flags())
+        numbers.append(len(manifest(axes, tmp_path)))
+    assert numbers == [4 * 2 * 5, 4 * 2 * 5, 5 * 3]
 
 
 def test_the_example_is_a_sweep(tmp_path: Path) -> None:

@@ -247,8 +247,9 @@ def test_help_and_usage_errors_do_not_wait_for_matplotlib() -> None:
         assert "torch" not in done.stderr
 
 
-def test_notebook_is_committed_without_outputs() -> None:
-    notebook = json.loads((ROOT / "notebooks" / "plots.ipynb").read_text())
+@pytest.mark.parametrize("name", ["plots", "infinite_width"])
+def test_notebook_is_committed_without_outputs(name: str) -> None:
+    notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert cells
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)

@@ -103,6 +103,8 @@ class View:
         out: variances of its output.
         tangent: whether the tangent kernel is asked for.
         same: which pairs are twice the same example, [n, m]; ``None`` if none is.
+        own: covariances of the last input between all positions of one example, [*sizes, *sizes,
+            n] of side 1 and of side 2; for layers that read them.
     """
 
     layouts: tuple[Layout, ...]
@@ -111,6 +113,7 @@ class View:
     out: Sides | None
     tangent: bool
     same: Tensor | None
+    own: tuple[Tensor, Tensor] | None = None
 
     @property
     def side(self) -> Sides:
@@ -125,6 +128,8 @@ class Layer(ABC):
     positions: Positions = "keep"
     normalises = False
     """Whether it reads the variances of its input."""
+    reads_own = False
+    """Whether it reads each example's covariances of its last input between all positions."""
 
     @abstractmethod
     def sizes(self, inputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Layers that act on every position alike: nonlinearities, sums, normalisation, dropout."""
+"""Layers that act on every position alike: nonlinearities, sums, products, normalisation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +106,28 @@ class Sum(Keeps):
 
         mixture = mixed([angle.u for angle in angles])
         return Angle(view.layout.deficit(one, other, mixture, same=view.same), opposite)
+
+
+@dataclass(frozen=True)
+class Product(Keeps):
+    """The product of two branches that share no last layer, as a gate: q ← q q°, t ← t q° + q t°.
+
+    Neurons of both are independent, so that second moments multiply; of the gradient of their
+    product, what passes through one branch is uncorrelated with what passes through the other.
+    """
+
+    def variance(self, maps: Sequence[Tensor]) -> Tensor:
+        return maps[0] * maps[1]
+
+    def apply(self, states: Sequence[State], view: View) -> State:
+        pairs = zip(states, view.sides, view.layouts, strict=True)
+        one, other = (state.covariance(sides, layout) for state, sides, layout in pairs)
+        tangents = [
+            state.t * q
+            for state, q in zip(states, (other, one), strict=True)
+            if state.t is not None
+        ]
+        return State(one * other, None, reduce(add, tangents) if tangents else None)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """The program that grows while a graph is walked, and the rules of what may follow what."""
 
 from collections.abc import Sequence
-from math import prod
+from math import prod, sqrt
 from typing import Any
 
 from torch import nn
 
 from Models.infinite.layers.affine import Affine
 from Models.infinite.layers.layer import Layer
-from Models.infinite.layers.pointwise import Nonlinearity, Scale, Sum
+from Models.infinite.layers.pointwise import Nonlinearity, Product, Scale, Sum
 from Models.infinite.layers.positions import Flatten
 from Models.infinite.layers.window import Window
 from Models.infinite.program import INPUT, Program, Step
@@ -19,6 +19,7 @@ from Models.infinite.walk.values import (
     Expression,
     Input,
     NoLimitError,
+    Scores,
     Symbol,
     Value,
     Weight,
@@ -94,6 +95,8 @@ class Builder:
             return self.read(x, (CHANNEL,) if flat else (CHANNEL, *range(len(x.shape) - 1)))
         if isinstance(x, Weight):
             raise NoLimitError(f"parameter {x.name} is used outside of a layer")
+        if isinstance(x, Scores):
+            raise NoLimitError("products of keys are used for something else than attention")
         return x
 
     def _apply(self, x: Expression) -> Value:
@@ -183,28 +186,62 @@ class Builder:
         Args:
             *branches: two or more.
         """
-        values = [self.value(branch) for branch in branches]
-        if any(value.index == INPUT for value in values):
-            raise NoLimitError("the input itself is added to hidden neurons; use a linear layer")
-        for k, value in enumerate(values):
-            if any(value.sources & other.sources for other in values[:k]):
-                raise NoLimitError(
-                    "branches of a sum share their last layer, so that they are not independent"
-                )
+        values = self._branches(branches, "sum")
+        self._independent(values, "sum")
         if sum(not value.centred for value in values) > 1:
             raise NoLimitError(
                 "two branches of a sum end with nonlinearities, whose means do not vanish; "
                 "let all but one end with a linear layer"
             )
-        if len({value.axes for value in values}) > 1:
-            raise NoLimitError("branches of a sum have different axes")
         changes = {
-            "sources": frozenset[str]().union(*(value.sources for value in values)),
             "gaussian": all(value.gaussian for value in values),
             "centred": all(value.centred for value in values),
-            "gained": any(value.gained for value in values),
         }
-        return self.step("sum", Sum(), *values, **changes)
+        return self.step("sum", Sum(), *values, **_joined(values), **changes)
+
+    def product(self, *branches: Symbol) -> Value:
+        """The product of two independent branches, a gate.
+
+        Args:
+            *branches: two.
+        """
+        values = self._branches(branches, "product")
+        self._independent(values, "product")
+        changes = {"gaussian": False, "centred": False}
+        return self.step("product", Product(), *values, **_joined(values), **changes)
+
+    def concatenation(self, branches: Sequence[Symbol], widths: Sequence[int]) -> Value:
+        """Neurons of several branches side by side; the next layer's mean over them is weighted.
+
+        Args:
+            branches: one or more.
+            widths: neurons of each, whose shares stay the same in wide networks.
+        """
+        values = self._branches(branches, "concatenation")
+        shares = [
+            self.step("share", Scale(sqrt(width / sum(widths))), value)
+            for value, width in zip(values, widths, strict=True)
+        ]
+        changes = {"gaussian": False, "centred": all(value.centred for value in values)}
+        return self.step("concatenation", Sum(), *shares, **_joined(values), **changes)
+
+    def _branches(self, branches: Sequence[Symbol], what: str) -> list[Value]:
+        """Values of the same positions, none of which is the input."""
+        values = [self.value(branch) for branch in branches]
+        if any(value.index == INPUT for value in values):
+            raise NoLimitError(
+                f"the input itself is in a {what} with hidden neurons; use a linear layer"
+            )
+        if len({(value.axes, self.sizes(value)) for value in values}) > 1:
+            raise NoLimitError(f"branches of a {what} have different axes")
+        return values
+
+    def _independent(self, values: Sequence[Value], what: str) -> None:
+        for k, value in enumerate(values):
+            if any(value.sources & other.sources for other in values[:k]):
+                raise NoLimitError(
+                    f"branches of a {what} share their last layer, so that they are not independent"
+                )
 
     def flatten(self, x: Symbol) -> Symbol:
         """All positions become neurons.
@@ -217,17 +254,22 @@ class Builder:
         value = self.value(x)
         if not value.spatial:
             return value
-        several = any(size > 1 for size in self._sizes(value))
+        several = any(size > 1 for size in self.sizes(value))
         changes = {"axes": (CHANNEL,), "gaussian": value.gaussian and not several}
         return self.step("flatten", Flatten(), value, **changes)
 
-    def _sizes(self, value: Value) -> tuple[int, ...]:
+    def sizes(self, value: Value) -> tuple[int, ...]:
+        """Positions of a value in each spatial dimension."""
         assert self.input is not None
         known = [tuple(self.input_shape[k] for k in self.input.spatial)]
         for step in self.steps[: value.index]:
             known.append(step.layer.sizes([known[k] for k in step.inputs]))
         return known[value.index]
 
-    def sizes(self, value: Value) -> tuple[int, ...]:
-        """Positions of a value in each spatial dimension."""
-        return self._sizes(value)
+
+def _joined(values: Sequence[Value]) -> dict[str, Any]:
+    """What a value of several branches inherits from all of them."""
+    return {
+        "sources": frozenset[str]().union(*(value.sources for value in values)),
+        "gained": any(value.gained for value in values),
+    }

@@ -15,6 +15,7 @@ from Models.infinite.walk.values import (
     Handler,
     Input,
     NoLimitError,
+    Scores,
     Symbol,
     Value,
     Weight,
@@ -34,6 +35,8 @@ def _unary(builder: Builder, node: fx.Node, x: Symbol, *args: Any, **kwargs: Any
     name, target = operation(node).name, node.target
     if any(isinstance(a, (Value, Input, Expression, Weight)) for a in (*args, *kwargs.values())):
         raise NoLimitError("no infinite-width limit of it is known")
+    if isinstance(x, Scores):
+        return x.then(lambda z: target(z, *args, **kwargs))  # type: ignore[operator]
     before = _expression(builder, x, name)
 
     def function(z: Tensor) -> Tensor:
@@ -70,10 +73,16 @@ def _arithmetic(builder: Builder, node: fx.Node, x: Any, y: Any, **kwargs: Any) 
     if all(_source(z) is not None for z in (x, y)) and _source(x) == _source(y):
         return _together(builder, node, x, y)
     if not any(numbers):
+        if name == "mul":
+            return builder.product(x, y)
         if name not in {"add", "sub"}:
-            raise NoLimitError("a product of two branches is not Gaussian; no limit is known")
+            raise NoLimitError("a quotient of two branches has no limit that is known")
         return builder.sum(x, y if name == "add" else scaled(builder, y, -1.0))
     symbol, number = (y, x) if numbers[0] else (x, y)
+    if isinstance(symbol, Scores):
+        if name not in {"mul", "div"} or (name == "div" and numbers[0]):
+            raise NoLimitError("products of keys can be multiplied by numbers, not added to them")
+        return symbol.scaled(float(number) if name == "mul" else 1 / float(number))
     if number == 0 and (name == "add" or (name == "sub" and numbers[1])):
         same: Symbol = symbol  # as Python's sum begins
         return same

@@ -207,3 +207,17 @@ def _transposed(builder: Builder, node: fx.Node, x: Symbol) -> Symbol:
 
 
 SPATIAL |= dict.fromkeys(("t", "numpy_T", "mT"), _transposed)
+
+
+def _concatenated(builder: Builder, node: fx.Node, parts: Sequence[Symbol], dim: int = 0) -> Symbol:
+    if any(isinstance(part, (Input, Weight)) for part in parts):
+        raise NoLimitError("only hidden neurons can be concatenated")
+    values = [builder.value(part) for part in parts]
+    axis = dim % len(shape_of(node)) - 1
+    if axis < 0 or values[0].axes[axis] != CHANNEL:
+        raise NoLimitError("positions or examples are concatenated; no limit is known")
+    widths = [shape_of(part)[axis + 1] for part in node.args[0]]  # type: ignore[union-attr, arg-type]
+    return builder.concatenation(values, widths)
+
+
+SPATIAL["cat"] = _concatenated

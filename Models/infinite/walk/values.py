@@ -93,7 +93,35 @@ class Weight:
     transposed: bool = False
 
 
-Symbol = Value | Input | Expression | Weight
+@dataclass(frozen=True)
+class Scores:
+    """A function of k kᵀ, products of keys with keys over their number's growing dimension.
+
+    Attributes:
+        keys: the value.
+        width: d, their number in the finite network.
+        factor: by which k kᵀ was multiplied first.
+        function: of what that gives, [n, P, P]; ``None`` before any but numbers.
+    """
+
+    keys: Value
+    width: int
+    factor: float = 1.0
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def scaled(self, number: float) -> "Scores":
+        """Times a number."""
+        if self.function is None:
+            return replace(self, factor=self.factor * number)
+        return self.then(lambda z: z * number)
+
+    def then(self, function: Callable[[Tensor], Tensor]) -> "Scores":
+        """A further function of them."""
+        before = self.function
+        return replace(self, function=(lambda z: function(before(z))) if before else function)
+
+
+Symbol = Value | Input | Expression | Weight | Scores
 
 Handler = Callable[..., Symbol]
 

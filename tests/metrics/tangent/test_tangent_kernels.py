@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from Metrics.spectrum import gauss_newton, largest_eigenvalues
-from Metrics.tangent import tangent_kernel
+from Metrics.tangent import tangent_kernel, weighted_kernel
 from Metrics.tangent.network import look_at
 from Metrics.tangent.plan import make_plan
 from Metrics.tangent.reference import dense_kernels
@@ -50,6 +50,24 @@ def test_blocks_do_not_change_the_kernel(name: str, route: Route, form: Form) ->
         memory = SMALL if name != "wide convolutions" else 10 * SMALL
         parts = tangent_kernel(model, inputs, second, form=form, route=route, memory=memory)
         assert error(parts.total, whole.total) < 1e-13
+
+
+def test_learning_rates_weigh_the_parts_of_parameters() -> None:
+    """By autograd's gradients of single logits; frozen parameters and unnamed ones do not count."""
+    model, inputs = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double(), 3
+    model[0].bias.requires_grad_(False)
+    x = torch.randn(inputs, 4, dtype=torch.float64)
+    factors = {"0.weight": 0.5, "0.bias": 7.0, "2.weight": 3.0, "2.bias": 0.0}
+    found = weighted_kernel(model, x, factors)
+    exact = torch.zeros(inputs, inputs, dtype=torch.float64)
+    for c in range(2):
+        for name in ("0.weight", "2.weight"):
+            weight = model.get_parameter(name)
+            rows = [torch.autograd.grad(model(one[None])[0, c], [weight])[0] for one in x]
+            jacobian = torch.stack(rows).flatten(1)
+            exact += factors[name] * jacobian @ jacobian.T / 2
+    assert error(found, exact) < 1e-12
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
 
 
 def test_every_form_of_a_term_is_met() -> None:

@@ -119,6 +119,22 @@ class Residual(nn.Module):
         return result
 
 
+class Gated(nn.Module):
+    """Gate and values read one hidden layer, and so does what is concatenated with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate = nn.Linear(5, 300), nn.Linear(300, 200)
+        self.value, self.rest = nn.Linear(300, 200), nn.Linear(300, 100)
+        self.last = nn.Linear(300, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        gated = self.gate(h).sigmoid() * self.value(h)
+        result: Tensor = self.last(torch.cat([gated, self.rest(h).tanh()], 1))
+        return result
+
+
 class PreActivation(nn.Module):
     """A block with stride and a projected branch, pooled."""
 
@@ -169,6 +185,7 @@ FINITE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "pooled twice": (pooled_twice, (2, 4, 4)),
     "flattened": (flattened, (2, 4, 7)),
     "tokens": (tokens, (4, 3)),
+    "gated": (Gated, (5,)),
 }
 
 
@@ -257,7 +274,7 @@ def test_tiles_offsets_and_formats_do_not_matter(
     x = torch.randn(5, *shape, dtype=torch.float64)
     whole = network.kernels(x)
     # Series have as many terms as a tile's widest variances need.
-    exact = 1e-8 if name in {"residual", "flattened"} else 1e-11
+    exact = 1e-8 if name in {"residual", "flattened", "gated"} else 1e-11
     done: list[tuple[int, int]] = []
     assert same(network.kernels(x, block=1, progress=lambda *p: done.append(p)), whole, exact)
     assert done[-1][0] == done[-1][1]
@@ -282,6 +299,7 @@ def test_row_offsets_are_streamed_where_they_can_be(monkeypatch: pytest.MonkeyPa
         "residual": "diagonal",
         "flattened": "diagonal",
         "tokens": "full",  # one dimension
+        "gated": "diagonal",
         "pre-activation": "full",  # circular
         "pooled twice": "stream",
         "wide": "stream",

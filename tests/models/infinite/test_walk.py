@@ -34,6 +34,7 @@ def layers(network: InfiniteNetwork) -> list[str]:
         ({"model": "fc", "depth": 3, "width": 400}, (1, 2, 3)),
         ({"model": "conv", "depth": 3, "width": 64, "nonlinearity": "tanh"}, (2, 4, 4)),
         ({"model": "fc", "depth": 2, "width": 400, "bias": False, "param": "sp-lr1n"}, (5,)),
+        ({"model": "preact-resnet", "depth": 2, "width": 64}, (2, 3, 3)),
     ],
 )
 def test_a_run_has_the_kernel_of_its_parametrization(flags: Any, shape: tuple[int, ...]) -> None:
@@ -160,7 +161,18 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         "used twice",
     ),
     "input added": (net(lambda m, x: x + m["a"](x), a=linear()), "input itself"),
-    "gate": (net(lambda m, x: m["a"](x) * m["b"](x).sigmoid(), a=linear(), b=linear()), "product"),
+    "dependent gate": (
+        net(lambda m, x: (m["a"](x) + (y := m["b"](x))) * y.sigmoid(), a=linear(), b=linear()),
+        "branches of a product share their last layer",
+    ),
+    "gate before a nonlinearity": (
+        net(lambda m, x: (m["a"](x) * m["b"](x)).relu(), a=linear(), b=linear()),
+        "reads product, whose values are not Gaussian",
+    ),
+    "positions concatenated": (
+        net(lambda m, x: torch.cat([m["a"](x)[None], m["b"](x)[None]]), a=linear(), b=linear()),
+        "infinite width: ",
+    ),
     "nonlinearity of the input": (net(lambda m, x: m["a"](x.relu()), a=linear()), "the input"),
     "norm after relu": (
         net(

@@ -1,0 +1,107 @@
+"""What stage 1 trains in place of a model with weights where --width is inf."""
+
+import logging
+import math
+
+import torch
+
+from Data.dataset import Dataset
+from Models.symmetry import Laws, no_laws
+from Training.config import TrainConfig
+from Training.discrete_laws import Coefficients
+from Training.function_space import largest_curvature, largest_lr
+from Training.infinite.kernels import KernelsOfRun, tangent_kernel
+from Training.infinite.network import FunctionSpaceNetwork
+from Training.registry import LOSSES
+from Utils.errors import UserError
+from Utils.rundir import RunFolder
+
+_LARGEST_FLOW = 4000
+"""Numbers N C up to which the flow of a loss other than squared error is followed."""
+
+NO_WEIGHTS = "a network of infinite width has no weights, and so no conservation laws of them"
+
+
+def laws_of_infinity() -> Laws:
+    """None, with the reason."""
+    return no_laws(NO_WEIGHTS)
+
+
+def kernels_of(config: TrainConfig, dataset: Dataset, replicas: int) -> KernelsOfRun:
+    """What will compute the kernels; whatever is refused is refused here, before a file is made.
+
+    Args:
+        config: the run's configuration.
+        dataset: what it trains on.
+        replicas: devices that train together.
+
+    Raises:
+        UserError: these data, or this network, cannot be trained in function space.
+    """
+    size = len(dataset.train)
+    if replicas > 1:
+        raise UserError(f"--width inf trains on one device, not on {replicas}; leave out the rest")
+    if config.augment and dataset.entry.augmentation:
+        raise UserError(
+            f"--width inf: kernels are of the examples themselves, and --dataset {config.dataset} "
+            "changes them at random; add --no-augment"
+        )
+    if config.optimizer == "flow":
+        _check_flow(config, size, dataset.entry.num_classes)
+    return KernelsOfRun(config, dataset)
+
+
+def _check_flow(config: TrainConfig, size: int, outputs: int) -> None:
+    if config.train_batch_size < size:
+        raise UserError(
+            f"--optimizer flow is of the whole training set, not of --train-batch-size "
+            f"{config.train_batch_size}; use {size}"
+        )
+    if config.loss != "mse" and size * outputs > _LARGEST_FLOW:
+        raise UserError(
+            f"--optimizer flow: with --loss {config.loss} its solver's cost grows as the cube of "
+            f"examples times outputs, {size * outputs} here, at most {_LARGEST_FLOW}; use --loss "
+            "mse, fewer examples, or --optimizer sgd with a small --lr"
+        )
+
+
+def network_of(kernels: KernelsOfRun, run: RunFolder, log: logging.Logger) -> FunctionSpaceNetwork:
+    """The network in function space, whose kernels are computed if the run has none yet.
+
+    Args:
+        kernels: computes them.
+        run: the run's folder.
+        log: where the user is told how long it takes, and of too large a learning rate.
+    """
+    config, dataset = kernels.config, kernels.dataset
+    is_new = not run.fetch(run.kernels).exists()
+    if is_new:
+        kernels.save(run, log)
+    tangent, _ = tangent_kernel(run)
+    network = FunctionSpaceNetwork(
+        tangent, dataset.entry.num_classes, LOSSES[config.loss].load(), dataset.train.targets
+    )
+    if is_new and config.optimizer != "flow":
+        _tell_largest_lr(config, network, log)
+    return network
+
+
+def _tell_largest_lr(
+    config: TrainConfig, network: FunctionSpaceNetwork, log: logging.Logger
+) -> None:
+    """The learning rate up to which steps on the whole training set stay bounded, at f = 0."""
+    assert config.lr is not None
+    outputs = torch.zeros_like(network.dual)
+    kernel = network.tangent[: len(outputs)]
+    curvature = largest_curvature(kernel, network.loss, outputs, network.targets)
+    rule = Coefficients(
+        config.lr, 0.0, config.momentum or 0.0, config.dampening or 0.0, config.nesterov
+    )
+    largest = largest_lr(curvature, rule)
+    if config.lr > largest and math.isfinite(largest):
+        log.warning(
+            "--lr %g is above %.3g, up to which steps on all examples stay bounded at first",
+            *(config.lr, largest),
+        )
+    else:
+        log.info("steps on all examples stay bounded up to --lr %.3g", largest)

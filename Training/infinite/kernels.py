@@ -1,0 +1,214 @@
+"""The kernels of a run of infinite width: forecast, computed once, kept in its folder.
+
+``kernels.h5`` holds, in the run's number format, the tangent kernels ``/ntk/train`` [N, N],
+``/ntk/test`` [E, N] and ``/ntk/probe`` [P, N] between examples and training examples; and where
+the loss is squared error, for the spread of the ensemble, the covariances of initial outputs
+``/nngp/train`` [N, N], ``/nngp/probe`` [P, N] and ``/nngp/probe_variance`` [P].
+
+Shape letters: N training, E test and P probe examples; R = N + E + P.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import h5py
+import torch
+from torch import Tensor
+
+from Data.batches import evaluation_batches, probe_batch
+from Data.dataset import Dataset, Examples
+from Models.infinite import InfiniteNetwork
+from Models.infinite.limit import limit_network
+from Models.infinite.network import Kernel
+from Training.config import TrainConfig
+from Utils.devices import select_device
+from Utils.errors import UserError
+from Utils.memory import available_bytes
+from Utils.rundir import RunFolder
+from Utils.storage import open_hdf5, write_hdf5
+
+_PARTS = ("train", "test", "probe")
+
+_ADVICE = "start anew with train.py --overwrite"
+
+_SECONDS_BETWEEN_LOG_LINES = 10.0
+
+_OF_MODES = 4
+"""Matrices that an eigendecomposition holds."""
+
+_BATCH = 1024
+"""Examples that are read at a time."""
+
+
+def tangent_kernel(run: RunFolder) -> tuple[Tensor, dict[str, slice]]:
+    """Θ(x, X) [R, N] of training, test and probe examples, and where the rows of each are.
+
+    Raises:
+        UserError: the run's kernels are missing or damaged.
+    """
+    with open_hdf5(run.fetch(run.kernels), _ADVICE) as file:
+        parts = [file[f"ntk/{name}"] for name in _PARTS]
+        dtype = torch.from_numpy(parts[0][:0]).dtype
+        whole = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=dtype)
+        rows, first = {}, 0
+        for name, part in zip(_PARTS, parts, strict=True):
+            rows[name] = slice(first, first := first + len(part))
+            if len(part):
+                part.read_direct(whole[rows[name]].numpy())
+    return whole, rows
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Covariances of initial outputs, in the run's number format.
+
+    Attributes:
+        train: K(X, X) [N, N].
+        probe: K(x, X) [P, N].
+        probe_variance: K(x, x) [P].
+    """
+
+    train: Tensor
+    probe: Tensor
+    probe_variance: Tensor
+
+
+def prior_kernel(run: RunFolder) -> Prior | None:
+    """The covariances of a run's initial outputs; ``None`` if its loss has no use for them.
+
+    Raises:
+        UserError: the run's kernels are missing or damaged.
+    """
+
+    def tensor(dataset: h5py.Dataset) -> Tensor:
+        return torch.from_numpy(dataset[()])
+
+    with open_hdf5(run.fetch(run.kernels), _ADVICE) as file:
+        if "nngp" not in file:
+            return None
+        group = file["nngp"]
+        return Prior(*(tensor(group[name]) for name in ("train", "probe", "probe_variance")))
+
+
+@dataclass
+class KernelsOfRun:
+    """Computes the kernels that a run needs.
+
+    Args:
+        config: the run's configuration, of infinite width.
+        dataset: what it trains on.
+
+    Raises:
+        UserError: wide networks have no kernel, or it does not fit into memory.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    _network: InfiniteNetwork = field(init=False)
+
+    def __post_init__(self) -> None:
+        entry = self.dataset.entry
+        self._network = limit_network(
+            self.config, entry.input_shape, entry.num_classes, self.config.nngp
+        )
+        self._check_memory()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
+
+    @property
+    def _with_prior(self) -> bool:
+        return self.config.loss == "mse"
+
+    def _sizes(self) -> tuple[int, int, int]:
+        test = len(self.dataset.test)
+        return len(self.dataset.train), test, min(self.config.probe_size, test)
+
+    def _stored(self) -> int:
+        """Bytes of the file."""
+        train, test, probe = self._sizes()
+        prior = train + probe if self._with_prior else 0
+        return (train + test + probe + prior) * train * self._dtype.itemsize
+
+    def _held(self) -> int:
+        """Bytes in memory: Θ, and float64 matrices for the largest learning rate, or for modes."""
+        train, test, probe = self._sizes()
+        matrices = _OF_MODES if self.config.optimizer == "flow" else 1
+        held = (train + test + probe) * train * self._dtype.itemsize + 8 * matrices * train**2
+        return max(held, self._stored())
+
+    def _check_memory(self) -> None:
+        needed, free = self._held(), available_bytes()
+        if needed <= free:
+            return
+        train, test, _ = self._sizes()
+        fewer = int(train * (free / needed) ** 0.5)
+        smaller = f"--train-size {fewer}" if self.config.train_size else "a smaller data set"
+        raise UserError(
+            f"--width inf: the kernels of {train} training and {test} test examples need "
+            f"{needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; use {smaller}"
+        )
+
+    def save(self, run: RunFolder, log: logging.Logger) -> None:
+        """Compute the kernels and write them into the run's folder.
+
+        Args:
+            run: the run's folder.
+            log: where the user is told how long it takes.
+        """
+        device = select_device(self.config.device)
+        self._forecast(device, log)
+        write_hdf5(run.kernels, self._computed(device, log))
+        run.publish(run.kernels)
+
+    def _forecast(self, device: torch.device, log: logging.Logger) -> None:
+        train, test, probe = self._sizes()
+        get: tuple[Kernel, ...] = ("nngp", "ntk") if self._with_prior else ("ntk",)
+        own = self._network.forecast(train, None, get, self._dtype, device)
+        cross = self._network.forecast(test + probe, train, get, self._dtype, device)
+        log.info(
+            "kernels of %d training, %d test and %d probe examples: about %.2g s, %.3g GB",
+            *(train, test, probe, own.seconds + cross.seconds, self._stored() / 1e9),
+        )
+
+    def _computed(self, device: torch.device, log: logging.Logger) -> Iterator[tuple[str, object]]:
+        config, data = self.config, self.dataset
+        probe, _ = probe_batch(data, config.probe_size, config.seed, dtype=self._dtype)
+        train = self._inputs(data.train).to(device)
+        for name, x in (("train", None), ("test", self._inputs(data.test)), ("probe", probe)):
+            wants_prior = self._with_prior and name != "test"
+            one = train if x is None else x.to(device)
+            found = self._network.kernels(
+                one,
+                None if x is None else train,
+                ("nngp", "ntk") if wants_prior else ("ntk",),
+                progress=_Progress(log, name),
+            )
+            assert found.ntk is not None
+            yield f"ntk/{name}", found.ntk.cpu().numpy()
+            if found.nngp is not None:
+                yield f"nngp/{name}", found.nngp.cpu().numpy()
+        if self._with_prior:
+            own = self._network.kernels(probe.to(device), get=("nngp",)).nngp
+            assert own is not None
+            yield "nngp/probe_variance", own.diagonal().cpu().numpy()
+
+    def _inputs(self, split: Examples) -> Tensor:
+        return torch.cat([x for x, _ in evaluation_batches(split, _BATCH, dtype=self._dtype)])
+
+
+class _Progress:
+    """Says now and then how far a kernel is."""
+
+    def __init__(self, log: logging.Logger, name: str):
+        self._log, self._name, self._last = log, name, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last > _SECONDS_BETWEEN_LOG_LINES:
+            self._last = now
+            self._log.info("kernel of %s examples: %.0f %%", self._name, 100 * done / total)
