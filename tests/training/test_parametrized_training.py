@@ -14,13 +14,14 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from Models import build_model
 from Models.parametrization.network import Parametrized
 from Models.parametrization.scales import Scales, exponents_of
 from tests.runs import mistake, run_stage
 from tests.training.helpers import Train, checkpoint_of, differences
 from Training.config import TrainConfig
 from Training.optimizers import build_optimizer
-from Training.rebuild import rebuild_model
+from Training.rebuild import rebuild_config, rebuild_model
 from Training.registry import OPTIMIZERS
 from Training.schedule import Schedule
 from Training.state import schedule_multipliers
@@ -190,9 +191,12 @@ def test_runs_from_before_parametrizations_go_on(trains: Train, run: RunFolder) 
 
 def test_later_stages_rebuild_a_parametrized_model(trains: Train, run: RunFolder) -> None:
     assert trains("--param mup --epochs 0") == 0
-    rebuilt = rebuild_model(run, run.read_hyperparameters(), "").state_dict()
-    first = checkpoint_of(run, 0)["model_state_dict"]
-    assert all(torch.equal(rebuilt[name], first[name]) for name in first)
+    saved = run.read_hyperparameters()
+    rebuilt = rebuild_model(run, saved, "")
+    rebuilt.load_state_dict(checkpoint_of(run, 0)["model_state_dict"])
+    begun = build_model(rebuild_config(run, saved), (1, 8, 8), 10)
+    inputs = torch.randn(5, 1, 8, 8)
+    assert torch.equal(rebuilt(inputs), begun(inputs))
 
 
 def test_at_the_base_width_a_run_is_the_one_without_parametrization(
