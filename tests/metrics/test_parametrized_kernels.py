@@ -92,11 +92,12 @@ def test_the_largest_stable_learning_rate(own: Runs) -> None:
     y = torch.nn.functional.one_hot(targets, 3).double()
 
     def loss(flat: torch.Tensor) -> torch.Tensor:
-        parts = flat.split([value.numel() for value in state.values()])
+        parts = torch.split(flat, [value.numel() for value in state.values()])
         moved = {
             n: v + roots[n] * p.view_as(v) for (n, v), p in zip(state.items(), parts, strict=True)
         }
-        return (functional_call(model, moved, (inputs,)) - y).square().mean()
+        logits: torch.Tensor = functional_call(model, moved, (inputs,))
+        return (logits - y).square().mean()
 
     size = sum(value.numel() for value in state.values())
     curved = hessian(loss, torch.zeros(size, dtype=torch.float64))  # type: ignore[no-untyped-call]
