@@ -8,6 +8,9 @@ from Metrics.model_at import ModelAt
 from Metrics.stability import Stability, stability
 from Training.optimizers import build_optimizer
 
+CLIPPED = "clipped steps stay bounded at any curvature"
+"""Why there is no edge with ``--clip-norm``."""
+
 
 class Edge:
     """What decides whether a run's updates are stable.
@@ -26,13 +29,10 @@ class Edge:
 
     def at(self, step: int) -> Stability | None:
         """The edge for the update after ``step``; ``None`` if it is not known."""
-        return self._with(step, self._at.schedule.lr(step))
-
-    def _with(self, step: int, lr: float) -> Stability | None:
         schedule = self._at.schedule
         if len(schedule.phases) > 1:
             self._optimizer.param_groups[0]["momentum"] = schedule.momentum(step)
-        return stability(self._optimizer, lr)
+        return stability(self._optimizer, schedule.lr(step))
 
     def reason(self, step: int) -> str:
         """Why there is no edge; empty if there is one."""
@@ -40,23 +40,7 @@ class Edge:
         if self.at(step) is None:
             return f"no threshold is known for {training.optimizer}"
         if training.clip_norm is not None:
-            return "clipped steps stay bounded at any curvature"
+            return CLIPPED
         if training.is_parametrized:
             return "the parametrization gives parameters different learning rates"
         return ""
-
-    def largest_lr(self, step: int, curvature: float) -> float | None:
-        """The largest stable learning rate; ``None`` where the gradient is preconditioned.
-
-        Without a preconditioner the edge is c/η − λ of the learning rate η and the decay λ
-        (:mod:`Metrics.stability`), c being 2(1+β) for momentum; so η = c / (curvature + λ).
-
-        Args:
-            step: of whose following update the momentum is.
-            curvature: the largest eigenvalue of the loss.
-        """
-        edge = self._with(step, 1.0)
-        if edge is None or edge.preconditioner is not None:
-            return None
-        decay = float(self._optimizer.param_groups[0]["weight_decay"])
-        return (edge.threshold + decay) / (curvature + decay)

@@ -19,9 +19,10 @@ from torch import Tensor
 from Metrics.config import CacheConfig
 from Metrics.kernels.at import KernelAt, State, as_floats
 from Metrics.kernels.measures import Floats
+from Metrics.kernels.moving import Moving
 from Metrics.kernels.replay import train_linear
 from Metrics.model_at import ModelAt
-from Metrics.tangent import forecast, tangent_kernel
+from Metrics.tangent import forecast
 from Training.discrete_laws import Coefficients
 from Training.function_space import (
     LinearizedModel,
@@ -54,6 +55,9 @@ class Linear:
         hyperparameters: the run's.
         model_at: how it was trained, and its training examples.
         kernel_at: its kernel, and the examples of the metrics.
+
+    Attributes:
+        moving: the kernel of the predictions in function space.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Linear:
     ):
         self._config, self._hyperparameters = config, hyperparameters
         self._model_at, self._at = model_at, kernel_at
+        self.moving = Moving(config, hyperparameters, model_at, kernel_at)
         self._known: dict[str, Outputs] = {}
 
     def outputs(self, way: str, step: int) -> Floats | None:
@@ -126,7 +131,7 @@ class Linear:
         differences = [f"from {examples} of {all_} training examples"] if examples < all_ else []
         differences += [f"full batches for those of {batch}"] if batch < all_ else []
         differences += ["one kernel for all outputs"] if self._config.kernel == "traced" else []
-        differences += ["unclipped"] if training.clip_norm and self._is_squared else []
+        differences += ["unclipped"] if training.clip_norm and not self._clips else []
         return ", ".join(differences)
 
     @property
@@ -137,18 +142,21 @@ class Linear:
     def _is_squared(self) -> bool:
         return self._model_at.training.loss == "mse"
 
+    @property
+    def _clips(self) -> bool:
+        """Whether the steps' gradients have norms that are known: sᵀΘs of the plain kernel."""
+        return not (self._is_squared or self.moving.is_weighted)
+
     @cached_property
     def _rules(self) -> list[Coefficients] | str:
         """The hyper-parameters of each step from the reference on, or why they do not suffice."""
         training, schedule = self._model_at.training, self._model_at.schedule
-        if training.is_parametrized:
-            return "the parametrization gives parameters different learning rates"
         if self._start and training.momentum:
             return f"the velocity is not zero at --reference {self._start}"
         if self._start >= schedule.total:
             return f"no step follows --reference {self._start}"
         try:
-            return sgd_rules(training, schedule)[self._start :]
+            return sgd_rules(training, schedule, self.moving.scales)[self._start :]
         except UserError as error:
             return str(error)
 
@@ -167,12 +175,11 @@ class Linear:
     def _kernels(self) -> tuple[Tensor, Tensor]:
         """Θ of the sample, and Θ between the metrics' examples and the sample."""
         if self._config.kernel_on == "train":
-            total = torch.from_numpy(self._at.reference.kernel.total)
+            total = torch.from_numpy(self.moving.kernel(self._at.reference))
             return total, total
         model, sample = self._at.restored(self._at.reference), self._sample[0]
-        form = self._config.kernel
-        own = tangent_kernel(model, sample, form=form).total
-        cross = tangent_kernel(model, self._at.batch[0], sample, form=form).total
+        own = self.moving.of(model, sample)
+        cross = self.moving.of(model, self._at.batch[0], sample)
         return own.cpu(), cross.cpu()
 
     @cached_property
@@ -212,7 +219,7 @@ class Linear:
             [everything] * count,
             times,
             radial,
-            self._model_at.training.clip_norm,
+            self._model_at.training.clip_norm if self._clips else None,
         )
         return self._there(steps, path)
 

@@ -62,6 +62,11 @@ class Predicted(Compared):
         return {**super().settings, "examples": self.context.config.examples}
 
     @property
+    def attributes(self) -> Mapping[str, str]:
+        """Also by which kernel outputs are predicted."""
+        return {**super().attributes, "predicted by": self.linear.moving.formula}
+
+    @property
     def linear(self) -> Linear:
         """What the network would do if it were linear."""
         return self.context.linear

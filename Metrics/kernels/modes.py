@@ -10,8 +10,9 @@ import numpy as np
 from scipy.special import softmax
 
 from Metrics.features import StepFeatures
+from Metrics.kernels.at import State
 from Metrics.kernels.linear import DESCENT
-from Metrics.kernels.measures import Floats, cumulative_power, eigenvectors, mode_powers
+from Metrics.kernels.measures import Floats, cumulative_power, eigenvectors, mode_powers, traced
 from Metrics.kernels.metric import Predicted
 from Metrics.metric import Arrays, Verdict
 
@@ -20,14 +21,22 @@ REFERENCE, NOW = "reference", "now"
 
 
 class Modes(Predicted):
-    """Mean square errors along eigenvectors, largest eigenvalue first."""
+    """Mean square errors along eigenvectors, largest eigenvalue first.
+
+    They are of the kernel that moves the outputs (:class:`Metrics.kernels.moving.Moving`): along
+    those of another one errors do not decay each at its own rate.
+    """
+
+    def forecast(self, steps: int) -> list[str]:
+        """Also of the kernels weighted by learning rates."""
+        return [*super().forecast(steps), *self.linear.moving.forecast(steps)]
 
     def rows(self, features: StepFeatures) -> Arrays:
         """Errors [N], eigenvalues and the targets' cumulative power in both bases; prediction."""
         state, targets = self.state(features), self.context.kernel_at.targets
         error = self._error(state.logits)
         rows: dict[str, Floats] = {}
-        bases = {REFERENCE: self._basis, NOW: eigenvectors(state.kernel.traced)}
+        bases = {REFERENCE: self._basis, NOW: self._modes_of(state)}
         for name, (values, vectors) in bases.items():
             rows[f"empirical/{name}"] = mode_powers(vectors, error)
             rows[f"eigenvalue/{name}"] = values
@@ -53,4 +62,7 @@ class Modes(Predicted):
 
     @cached_property
     def _basis(self) -> tuple[Floats, Floats]:
-        return eigenvectors(self.reference.kernel.traced)
+        return self._modes_of(self.reference)
+
+    def _modes_of(self, state: State) -> tuple[Floats, Floats]:
+        return eigenvectors(traced(self.linear.moving.kernel(state)))

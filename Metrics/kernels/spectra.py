@@ -4,12 +4,11 @@ Shape letters: N examples, C outputs.
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 
 import numpy as np
 import torch
 
-from Metrics.edge import Edge
+from Metrics.edge import CLIPPED
 from Metrics.features import StepFeatures
 from Metrics.kernels.at import WHOLE, State
 from Metrics.kernels.measures import (
@@ -23,7 +22,7 @@ from Metrics.kernels.measures import (
 )
 from Metrics.kernels.metric import KernelMetric
 from Metrics.metric import Arrays, Verdict
-from Training.function_space import largest_curvature
+from Training.function_space import largest_curvature, largest_lr
 
 CENTRED = "centred"
 """The "layer" of H Θ H, without the direction (1, …, 1) that H takes out."""
@@ -31,6 +30,15 @@ CENTRED = "centred"
 
 class Spectrum(KernelMetric):
     """All eigenvalues of the traced kernel, as it is and centred, and what sums them up."""
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """Also of which kernel the largest learning rate is."""
+        return {**super().attributes, "predicted by": self.context.linear.moving.formula}
+
+    def forecast(self, steps: int) -> list[str]:
+        """Also of the kernels weighted by learning rates."""
+        return [*super().forecast(steps), *self.context.linear.moving.forecast(steps)]
 
     def rows(self, features: StepFeatures) -> Arrays:
         """``empirical`` [N], largest first, four numbers of each, and the learning rates."""
@@ -53,36 +61,28 @@ class Spectrum(KernelMetric):
 
     def verdicts(self, features: StepFeatures) -> Mapping[str, Verdict]:
         """Whether the largest stable learning rate is known."""
-        reason = self._reason(features.step)
+        reason = self._reason()
         units = np.full(len(self.context.kernel_at.classes), not reason)
         traced = self.context.config.kernel == "traced"
         return {WHOLE: Verdict(units, reason or "from one kernel for all outputs" * traced)}
 
-    @cached_property
-    def _edge(self) -> Edge:
-        return Edge(self.context.model_at)
-
-    def _reason(self, step: int) -> str:
-        if reason := self._edge.reason(step):
-            return reason
-        if self._edge.largest_lr(step, 1.0) is None:
-            return f"{self.context.model_at.training.optimizer} preconditions the gradient"
-        return ""
+    def _reason(self) -> str:
+        clipped = self.context.model_at.training.clip_norm is not None
+        return CLIPPED if clipped else self.context.linear.moving.why_not
 
     def _largest_lr(self, state: State) -> float:
         """η at which the largest eigenvalue of JᵀH_fJ reaches the edge; NaN if unknown."""
-        if self._reason(state.step) or not np.isfinite(state.kernel.total).all():
+        if self._reason() or not np.isfinite(state.kernel.total).all():
             return float("nan")
-        at = self.context.kernel_at
+        at, moving = self.context.kernel_at, self.context.linear.moving
         targets = at.batch[1].cpu()
         curvature = largest_curvature(
-            torch.from_numpy(state.kernel.total),
+            torch.from_numpy(moving.kernel(state)),
             self.context.model_at.loss,
             torch.from_numpy(state.logits),
             targets.double() if targets.is_floating_point() else targets,
         )
-        found = self._edge.largest_lr(state.step, curvature)
-        return float("nan") if found is None else found
+        return largest_lr(curvature, moving.rule(state.step))
 
 
 def _without_the_smallest(values: Floats) -> Floats:

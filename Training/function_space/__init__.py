@@ -18,7 +18,7 @@ from Training.function_space.kernels import regularized
 from Training.function_space.linearized import LinearizedModel
 from Training.function_space.minibatches import train_on_batches
 from Training.function_space.modes import Modes
-from Training.function_space.replay import batch_numbers, sgd_rules
+from Training.function_space.replay import batch_numbers, beyond_outputs, sgd_rule, sgd_rules
 from Training.function_space.responses import Stretch, stretches
 from Training.function_space.squared_error import SquaredError
 from Training.function_space.stable_rate import (
@@ -39,12 +39,14 @@ __all__ = [
     "Stretch",
     "Trajectory",
     "batch_numbers",
+    "beyond_outputs",
     "gp_posterior",
     "gradient_flow",
     "largest_curvature",
     "largest_eigenvalue",
     "largest_lr",
     "regularized",
+    "sgd_rule",
     "sgd_rules",
     "stable_edge",
     "stretches",

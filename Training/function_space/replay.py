@@ -51,30 +51,50 @@ def sgd_rules(
     Raises:
         UserError: the outputs alone do not tell what the steps do.
     """
-    decay = config.wd or 0.0
-    reason = ""
-    if config.optimizer not in {"sgd", "momentum"}:
-        reason = f"--optimizer {config.optimizer} is not linear in the gradient"
-    elif decay and config.wd_on != "all":
-        reason = f"--wd-on {config.wd_on} decays parameters differently"
-    elif scales is not None:
-        factors = [scale.lr * scale.wd for scale in scales.parameters]
-        if scales.first_steps:
-            reason = "the parametrization's first steps have learning rates of their own"
-        elif decay and not math.isclose(min(factors), max(factors)):
-            reason = f"--wd {decay:g} decays parameters differently under the parametrization"
-        decay *= factors[0]
-    if reason:
+    if reason := beyond_outputs(config, scales):
         raise UserError(
             f"training in function space: {reason}; linearise the model in weight space instead"
         )
-    return [
-        Coefficients(
-            schedule.lr(step),
-            decay,
-            schedule.momentum(step),
-            config.dampening or 0.0,
-            config.nesterov,
-        )
-        for step in range(schedule.total)
-    ]
+    return [sgd_rule(config, schedule, step, scales) for step in range(schedule.total)]
+
+
+def sgd_rule(
+    config: TrainConfig, schedule: Schedule, step: int, scales: Scales | None = None
+) -> Coefficients:
+    """The hyper-parameters of the update after ``step``, as :func:`sgd_rules` has them.
+
+    Args:
+        config: of a run for which :func:`beyond_outputs` has no reason.
+        schedule: the run's.
+        step: updates done; also of the last one.
+        scales: of its parametrization.
+    """
+    first = None if scales is None else scales.parameters[0]
+    return Coefficients(
+        schedule.lr(step),
+        (config.wd or 0.0) * (1.0 if first is None else first.lr * first.wd),
+        schedule.momentum(step),
+        config.dampening or 0.0,
+        config.nesterov,
+    )
+
+
+def beyond_outputs(config: TrainConfig, scales: Scales | None = None) -> str:
+    """Why the outputs alone do not tell what a run's steps do; empty if they do.
+
+    Args:
+        config: the run's configuration.
+        scales: of its parametrization.
+    """
+    if config.optimizer not in {"sgd", "momentum"}:
+        return f"--optimizer {config.optimizer} is not linear in the gradient"
+    if config.wd and config.wd_on != "all":
+        return f"--wd-on {config.wd_on} decays parameters differently"
+    if scales is None:
+        return ""
+    if scales.first_steps:
+        return "the parametrization's first steps have learning rates of their own"
+    decays = [scale.lr * scale.wd for scale in scales.parameters]
+    if config.wd and not math.isclose(min(decays), max(decays)):
+        return f"--wd {config.wd:g} decays parameters differently under the parametrization"
+    return ""

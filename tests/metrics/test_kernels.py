@@ -300,19 +300,15 @@ def test_a_run_without_steps(own: Runs) -> None:
 
 
 def test_what_function_space_cannot_know_is_said(own: Runs) -> None:
-    reasons = {
-        "--optimizer adam --lr 0.01": "--optimizer adam is not linear in the gradient",
-        "--model fc --depth 2 --width 4 --param ntk": "different learning rates",
-    }
-    for flags, reason in reasons.items():
-        run = own(f"{LOGISTIC} {flags}")
-        cache_run(run, "--metrics modes,linearized")
-        with h5py.File(run.cache("modes")) as file:
-            assert reason in file["gate/reference"].attrs["reason"]
-            assert not file["gate/reference"][()].any()
-            assert np.isnan(file["theoretical/reference"][()]).all()
-        draw(run.cache("modes"))
-        draw(run.cache("linearized"))
+    run = own(f"{LOGISTIC} --optimizer adam --lr 0.01")
+    cache_run(run, "--metrics modes,linearized")
+    with h5py.File(run.cache("modes")) as file:
+        reason = file["gate/reference"].attrs["reason"]
+        assert "--optimizer adam is not linear in the gradient" in reason
+        assert not file["gate/reference"][()].any()
+        assert np.isnan(file["theoretical/reference"][()]).all()
+    draw(run.cache("modes"))
+    draw(run.cache("linearized"))
 
 
 # ---------------------------------------------------------------- spectrum

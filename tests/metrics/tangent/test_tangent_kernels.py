@@ -58,16 +58,22 @@ def test_learning_rates_weigh_the_parts_of_parameters() -> None:
     model[0].bias.requires_grad_(False)
     x = torch.randn(inputs, 4, dtype=torch.float64)
     factors = {"0.weight": 0.5, "0.bias": 7.0, "2.weight": 3.0, "2.bias": 0.0}
-    found = weighted_kernel(model, x, factors)
-    exact = torch.zeros(inputs, inputs, dtype=torch.float64)
-    for c in range(2):
-        for name in ("0.weight", "2.weight"):
-            weight = model.get_parameter(name)
-            rows = [torch.autograd.grad(model(one[None])[0, c], [weight])[0] for one in x]
-            jacobian = torch.stack(rows).flatten(1)
-            exact += factors[name] * jacobian @ jacobian.T / 2
+    exact = torch.zeros(inputs, inputs, 2, 2, dtype=torch.float64)
+    for name in ("0.weight", "2.weight"):
+        weight = model.get_parameter(name)
+        rows = [
+            torch.autograd.grad(f, [weight], retain_graph=True)[0] for one in x for f in model(one)
+        ]
+        jacobian = torch.stack(rows).view(inputs, 2, -1)
+        exact += factors[name] * torch.einsum("ncp,mdp->nmcd", jacobian, jacobian)
+    found = weighted_kernel(model, x, factors, form="full")
     assert error(found, exact) < 1e-12
+    assert error(weighted_kernel(model, x, factors, x[1:], form="full"), exact[:, 1:]) < 1e-12
+    traced = exact.diagonal(dim1=2, dim2=3).mean(2)
+    assert error(weighted_kernel(model, x, factors), traced) < 1e-12
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
+    with pytest.raises(ValueError, match="no trained parameter has a factor"):
+        weighted_kernel(model, x, {"0.bias": 7.0})
 
 
 def test_every_form_of_a_term_is_met() -> None:
