@@ -132,7 +132,7 @@ class Checkpoint:
 
     @property
     def initial_kernels(self) -> dict[str, Floats]:
-        """The same at step 0."""
+        """The same at ``--reference``, which is step 0 unless asked for otherwise."""
         return dict(self._network.kernel_at.reference.kernel.layers)
 
     def weighted_kernel(self, factors: Mapping[str, float]) -> Floats:
