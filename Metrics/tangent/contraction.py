@@ -53,7 +53,7 @@ class Gram:
     def __init__(
         self, shape: tuple[int, int], logits: int, traced: bool, symmetric: bool, like: Tensor
     ):
-        self._logits, self._traced, self._symmetric = logits, traced, symmetric
+        self.traced, self._logits, self._symmetric = traced, logits, symmetric
         self._width = 1 if traced else logits
         n, m = shape
         size = (n * self._width, m * self._width)
@@ -67,7 +67,7 @@ class Gram:
                 block = matrix[low:high, low:high]
                 block.tril_().add_(block.tril(-1).T)
                 matrix[:low, low:high] = matrix[low:high, :low].T
-        if self._traced:
+        if self.traced:
             return matrix / self._logits
         c = self._logits
         return matrix.view(len(matrix) // c, c, -1, c).transpose(1, 2)
@@ -107,7 +107,7 @@ class Gram:
             b = a if right is None else self._group(right, group)
             if a.derivatives.shape[2] == 1:
                 self._add_points(a, b)
-            elif self._traced:
+            elif self.traced:
                 self._add_traced(a, b)
             else:
                 self._add_full(a, b)

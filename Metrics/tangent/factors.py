@@ -5,10 +5,12 @@ Letters in shapes are those of :mod:`Metrics.tangent.contraction`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from Metrics.tangent.pieces import Product
+from Metrics.tangent.room import Room
 from Metrics.tangent.schedule import blocks
 
 _CACHED = 1 << 21
@@ -17,46 +19,31 @@ _CACHED = 1 << 21
 
 @dataclass
 class Factors:
-    """Of a term's uses, what J is made of: pieces, inputs [n, ...], derivatives [n, C, ...]."""
+    """Of a term's uses, what J is made of: pieces, inputs [n, ...], derivatives [n, C, g, X, O]."""
 
     pieces: list[Product]
     inputs: list[Tensor]
     derivatives: list[Tensor]
 
 
-class Room:
-    """Memory that each part of J takes in its turn.
-
-    A system hands out fresh memory page by page, which takes longer than to write it: five times
-    as long as to copy it, where it was measured.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: Tensor | None = None
-
-    def take(self, like: Tensor, *shape: int) -> Tensor:
-        """Uninitialised, of this shape; what was taken before is overwritten.
-
-        Args:
-            like: has the device and number format.
-            shape: of the result.
-        """
-        size = 1
-        for length in shape:
-            size *= length
-        if self._numbers is None or self._numbers.numel() < size:
-            self._numbers = like.new_empty(size)
-        return self._numbers[:size].view(shape)
+ALL = slice(None)
 
 
-def formed(factors: Factors, groups: slice, outs: slice, room: Room) -> Tensor:
-    """J [n, C, p] of some groups and outputs, a few examples at a time.
+class Part(NamedTuple):
+    """Of J: some logits, groups of a convolution, and outputs at a position."""
+
+    logits: slice = ALL
+    groups: slice = ALL
+    outs: slice = ALL
+
+
+def formed(factors: Factors, part: Part, room: Room) -> Tensor:
+    """A part of J [n, C, p], a few examples at a time.
 
     Args:
         factors: of a term.
-        groups: of its convolution.
-        outs: of the outputs at a position.
-        room: where J is put.
+        part: of J.
+        room: where it is put.
     """
     n = len(factors.inputs[0])
     rows = None
@@ -67,8 +54,8 @@ def formed(factors: Factors, groups: slice, outs: slice, room: Room) -> Tensor:
         step = max(1, _CACHED // (g * x * k * inputs.element_size()))
         for low in range(0, n, step):
             few = slice(low, low + step)
-            features = piece.unfold(inputs[few])[:, groups]
-            found = piece.fold(derivatives[few])[:, :, groups, :, outs]
+            features = piece.unfold(inputs[few])[:, part.groups]
+            found = derivatives[few, part.logits, part.groups, :, part.outs]
             if rows is None:
                 c, g, o = found.shape[1], found.shape[2], found.shape[4]
                 rows = room.take(found, n, c, g * o * k)
@@ -80,14 +67,27 @@ def formed(factors: Factors, groups: slice, outs: slice, room: Room) -> Tensor:
     return rows
 
 
-def parts(factors: Sequence[Factors], budget: int) -> Iterator[tuple[slice, slice]]:
-    """Groups and outputs of J that fit into ``budget`` bytes at a time."""
+def parts(factors: Sequence[Factors], traced: bool, budget: int) -> Iterator[Part]:
+    """Parts of J that fit into ``budget`` bytes, at a time.
+
+    Args:
+        factors: of the rows and, if they are others, of the columns.
+        traced: whether logits do not meet each other: then parts are of whole logits, which
+            copies nothing.
+        budget: bytes; a single logit or output may take more.
+    """
     g, _, k, o = factors[0].pieces[0].sizes
     derivatives = [each.derivatives[0] for each in factors]
-    each = sum(d.shape[0] * d.shape[1] * d.element_size() for d in derivatives) * k
-    at_once = max(1, budget // each)
-    if g > 1:
-        yield from ((part, slice(None)) for part in blocks(g, max(1, at_once // o)))
+    c = derivatives[0].shape[1]
+    at_once = budget // (sum(len(d) * d.element_size() for d in derivatives) * k)
+    if traced and at_once >= g * o:
+        yield from (Part(logits=part) for part in blocks(c, _even(c, at_once // (g * o))))
+    elif g > 1:
+        yield from (Part(groups=part) for part in blocks(g, max(1, at_once // (c * o))))
     else:
-        even = -(-o // -(-o // at_once))
-        yield from ((slice(None), part) for part in blocks(o, even))
+        yield from (Part(outs=part) for part in blocks(o, _even(o, max(1, at_once // c))))
+
+
+def _even(length: int, most: int) -> int:
+    """The size of blocks of about equal size, none larger than ``most``."""
+    return -(-length // -(-length // most))

@@ -62,7 +62,7 @@ def record(network: Network, inputs: Tensor) -> Pass:
         network: whose parameters are followed.
         inputs: [n, ...].
     """
-    inputs = inputs.detach()
+    inputs = network.laid_out(inputs.detach())
     recorder = Recorder(network.parameters, inputs)
     with torch.set_grad_enabled(True), recorder:
         logits = network.logits(inputs)

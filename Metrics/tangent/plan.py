@@ -168,8 +168,8 @@ def _row(probe: Pass, occurrence: Occurrence, arrived: Tensor, parameter: Tensor
     piece = probe.piece(occurrence.use, occurrence.piece)
     n = len(probe.logits)
     if isinstance(piece, Product):
-        folded = piece.fold(arrived.reshape(n, 1, -1, *arrived.shape[1:])[:1])
-        row = piece.rows(piece.unfold(piece.inputs[:1]), folded)
+        folded = piece.fold(arrived.reshape(n, -1, *arrived.shape[1:])[:1])
+        row = piece.arranged(piece.rows(piece.unfold(piece.inputs[:1]), folded[:, None]))[:, 0]
     else:
-        row = piece.reduce(arrived)[:1]
-    return pull_back(piece.source, parameter, row.view(1, *piece.source.shape))[0]
+        row = piece.reduce(arrived)[:1].view(1, *piece.source.shape)
+    return pull_back(piece.source, parameter, row)[0]

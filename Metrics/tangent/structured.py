@@ -13,11 +13,12 @@ from torch import Tensor
 
 from Metrics.tangent.assembly import Kernels, Place, above_diagonal
 from Metrics.tangent.contraction import Gram, Side
-from Metrics.tangent.factors import Factors, Room, formed, parts
+from Metrics.tangent.factors import Factors, Part, formed, parts
 from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
 from Metrics.tangent.pieces import Product, pull_back
 from Metrics.tangent.plan import Plan
+from Metrics.tangent.room import Room, more_of, room_for
 from Metrics.tangent.rows import jacobian_rows
 from Metrics.tangent.schedule import blocks, make_schedule
 from Metrics.tangent.terms import Term
@@ -64,22 +65,17 @@ def collect(
         store = _collect(network, inputs[part], plan, terms)
         for term, rows in store.rows.items():
             if term not in joined.rows:
-                joined.rows[term] = _room(rows, n)
+                joined.rows[term] = more_of(rows, n)
             joined.rows[term][part] = rows
         for term, few in store.factors.items():
             if term not in joined.factors:
-                rooms = ([_room(each, n) for each in s] for s in (few.inputs, few.derivatives))
+                rooms = ([more_of(each, n) for each in s] for s in (few.inputs, few.derivatives))
                 joined.factors[term] = Factors(few.pieces, *rooms)
             kept = joined.factors[term]
             pairs = ((kept.inputs, few.inputs), (kept.derivatives, few.derivatives))
             for whole, piece in (pair for lists in pairs for pair in zip(*lists, strict=True)):
                 whole[part] = piece
     return joined
-
-
-def _room(few: Tensor, count: int) -> Tensor:
-    """For as many examples: filled in place, as joining what is kept would need it twice."""
-    return few.new_empty(count, *few.shape[1:])
 
 
 def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]) -> Store:
@@ -105,7 +101,7 @@ def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]
             )
             kept = sum(t[0].numel() for t in (*factors.inputs, *factors.derivatives))
             if term.kind == "gradients" and plan.stored[term] < kept:
-                store.rows[term] = formed(factors, slice(None), slice(None), Room())
+                store.rows[term] = formed(factors, Part(), Room())
             else:
                 store.factors[term] = factors
         else:
@@ -114,7 +110,7 @@ def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]
 
 
 def _differentiate(here: Pass, plan: Plan, terms: Sequence[Term]) -> dict[tuple[int, int], Tensor]:
-    """By (use, piece): derivatives [n, C, ...] of products, rows [n, C, ...] of reductions."""
+    """By (use, piece): derivatives [n, C, g, X, O] of products, rows [n, C, ...] of reductions."""
     wanted = sorted({(o.use, o.piece) for term in terms for o in term.occurrences})
     uses = sorted({use for use, _ in wanted})
     edges = [edge for use in uses if (edge := here.uses[use].edge) is not None]
@@ -128,13 +124,24 @@ def _differentiate(here: Pass, plan: Plan, terms: Sequence[Term]) -> dict[tuple[
                 values = here.logits.new_zeros(here.uses[use].shape)
             piece = here.piece(use, number)
             if isinstance(piece, Product):
-                values = values.reshape(n, -1, *values.shape[1:])
+                values = piece.fold(values.reshape(n, -1, *values.shape[1:]))
             else:
                 values = piece.reduce(values)
             if (use, number) not in found:
-                found[use, number] = values.new_empty(n, c, *values.shape[1:])
+                found[use, number] = _room_for_logits(values, c, isinstance(piece, Product))
             found[use, number][:, logit] = values
     return found
+
+
+def _room_for_logits(values: Tensor, count: int, product: bool) -> Tensor:
+    """For derivatives [n, C, g, X, O] of products, of one logit [n, g, X, O]; or rows [n, C, ...].
+
+    Positions lie outside of logits, or inside of outputs, so that [X, C O] is a matrix.
+    """
+    shape = (len(values), count, *values.shape[1:])
+    if not product:
+        return room_for(values, shape)
+    return room_for(values, shape, (0, 3, 1, 2, 4) if values.stride(-1) == 1 else (0, 1, 2, 4, 3))
 
 
 def _summed(
@@ -147,7 +154,7 @@ def _summed(
         piece = here.piece(occurrence.use, occurrence.piece)
         found = derivatives[occurrence.use, occurrence.piece]
         if isinstance(piece, Product):
-            found = piece.rows(piece.unfold(piece.inputs), piece.fold(found))
+            found = piece.arranged(piece.rows(piece.unfold(piece.inputs), found))
         found = found.reshape(*here.logits.shape, *piece.source.shape)
         rows += pull_back(piece.source, parameter, found).flatten(2)
     return rows
@@ -174,19 +181,19 @@ def _contract(
         gram.add_product(*(_side(store.factors[term], term) for store in stores))
     else:
         factors = [store.factors[term] for store in stores]
-        for groups, outs in parts(factors, budget):
+        for part in parts(factors, gram.traced, budget):
             sides = zip(factors, rooms, strict=False)
-            gram.add_rows(*(formed(each, groups, outs, room) for each, room in sides))
+            gram.add_rows(*(formed(each, part, room) for each, room in sides))
 
 
 def _side(factors: Factors, term: Term) -> Side:
     """Features and derivatives of all uses, one after the other as positions."""
-    pairs = list(zip(factors.pieces, factors.inputs, factors.derivatives, strict=True))
-    features = [piece.unfold(inputs) for piece, inputs, _ in pairs]
-    derivatives = [piece.fold(found) for piece, _, found in pairs]
+    pairs = zip(factors.pieces, factors.inputs, strict=True)
+    features = [piece.unfold(inputs) for piece, inputs in pairs]
+    alone = len(features) == 1
     return Side(
-        features[0] if len(pairs) == 1 else torch.cat(features, 2),
-        derivatives[0] if len(pairs) == 1 else torch.cat(derivatives, 3),
+        features[0] if alone else torch.cat(features, 2),
+        factors.derivatives[0] if alone else torch.cat(factors.derivatives, 3),
         factors.pieces[0].lookup,
         term.bias,
     )
