@@ -155,7 +155,7 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
     traffic = seen * (there + share * c * back) + sizes.examples * stored
     calls = -(-seen // schedule.chunk) * (2 + c) * plan.calls + first
     passes = seen * (1 + share * c) * (3 if again else 1) * plan.flops
-    fresh = kernel + _DERIVED * seen * c * plan.derived * scalar
+    fresh = kernel + _DERIVED * seen * c * plan.formed * scalar
     return _Work(passes, sum(plan.work.values()), traffic, fresh, calls)
 
 

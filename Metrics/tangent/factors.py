@@ -3,6 +3,7 @@
 Letters in shapes are those of :mod:`Metrics.tangent.contraction`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,8 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from Metrics.tangent.pieces import Product
-from Metrics.tangent.room import Room
-from Metrics.tangent.schedule import blocks
+from Metrics.tangent.schedule import blocks, even
 
 _CACHED = 1 << 21
 """Bytes of features that are unfolded at a time: they stay in the processor's cache."""
@@ -37,16 +37,44 @@ class Part(NamedTuple):
     outs: slice = ALL
 
 
-def formed(factors: Factors, part: Part, room: Room) -> Tensor:
-    """A part of J [n, C, p], a few examples at a time.
+class Room:
+    """Memory that each part of J takes in its turn.
+
+    A system hands out fresh memory page by page, which takes longer than to write it: five times
+    as long as to copy it, where it was measured.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: Tensor | None = None
+
+    def take(self, factors: Factors, part: Part) -> Tensor:
+        """Uninitialised, for a part of J; what was taken before is overwritten.
+
+        Args:
+            factors: of a term.
+            part: of J.
+        """
+        n, c, g, _, o = factors.derivatives[0][:, part.logits, part.groups, :, part.outs].shape
+        shape = (n, c, g * o * factors.pieces[0].sizes[2])
+        size = math.prod(shape)
+        if self._numbers is None or self._numbers.numel() < size:
+            self._numbers = None  # given back before more is asked for
+            self._numbers = factors.derivatives[0].new_empty(size)
+        return self._numbers[:size].view(shape)
+
+
+def formed(factors: Factors, part: Part, into: Tensor) -> Tensor:
+    """A part of J, a few examples at a time.
 
     Args:
         factors: of a term.
         part: of J.
-        room: where it is put.
+        into: [n, C, p], where it is put.
+
+    Returns:
+        The same.
     """
     n = len(factors.inputs[0])
-    rows = None
     for piece, inputs, derivatives in zip(
         factors.pieces, factors.inputs, factors.derivatives, strict=True
     ):
@@ -56,15 +84,11 @@ def formed(factors: Factors, part: Part, room: Room) -> Tensor:
             few = slice(low, low + step)
             features = piece.unfold(inputs[few])[:, part.groups]
             found = derivatives[few, part.logits, part.groups, :, part.outs]
-            if rows is None:
-                c, g, o = found.shape[1], found.shape[2], found.shape[4]
-                rows = room.take(found, n, c, g * o * k)
             if piece is factors.pieces[0]:
-                piece.rows(features, found, rows[few])
+                piece.rows(features, found, into[few])
             else:
-                rows[few] += piece.rows(features, found)
-    assert rows is not None
-    return rows
+                into[few] += piece.rows(features, found)
+    return into
 
 
 def parts(factors: Sequence[Factors], traced: bool, budget: int) -> Iterator[Part]:
@@ -81,13 +105,8 @@ def parts(factors: Sequence[Factors], traced: bool, budget: int) -> Iterator[Par
     c = derivatives[0].shape[1]
     at_once = budget // (sum(len(d) * d.element_size() for d in derivatives) * k)
     if traced and at_once >= g * o:
-        yield from (Part(logits=part) for part in blocks(c, _even(c, at_once // (g * o))))
+        yield from (Part(logits=part) for part in blocks(c, even(c, at_once // (g * o))))
     elif g > 1:
         yield from (Part(groups=part) for part in blocks(g, max(1, at_once // (c * o))))
     else:
-        yield from (Part(outs=part) for part in blocks(o, _even(o, max(1, at_once // c))))
-
-
-def _even(length: int, most: int) -> int:
-    """The size of blocks of about equal size, none larger than ``most``."""
-    return -(-length // -(-length // most))
+        yield from (Part(outs=part) for part in blocks(o, even(o, max(1, at_once // c))))

@@ -73,7 +73,9 @@ class Network:
         Args:
             inputs: [N, ...].
         """
-        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
+        return (
+            inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
+        )
 
     def logits(self, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """The logits [N, C]; buffers that the forward pass changes are left as they were.

@@ -56,7 +56,7 @@ class Product:
         Args:
             features: [n, g, X, K].
             derivatives: [n, C, g, X, O].
-            into: contiguous, of the result's shape: where it is written to, if given.
+            into: of the result's shape, rows contiguous: where it is written to, if given.
         """
         n, c, g, x, o = derivatives.shape
         k = self.sizes[2]

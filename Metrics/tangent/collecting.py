@@ -1,0 +1,212 @@
+"""What the terms keep of some examples, from one forward and C backward passes.
+
+Letters in shapes are those of :mod:`Metrics.tangent.contraction`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from Metrics.tangent.factors import Factors, Part, formed
+from Metrics.tangent.network import Network
+from Metrics.tangent.passes import Pass, record
+from Metrics.tangent.pieces import Product, pull_back
+from Metrics.tangent.plan import Plan
+from Metrics.tangent.rows import jacobian_rows
+from Metrics.tangent.schedule import blocks
+from Metrics.tangent.terms import Occurrence, Term
+
+Derivatives = dict[Occurrence, Tensor]
+"""By the place where they arrive: [n, C, g, X, O] at products, rows [n, C, ...] at reductions."""
+
+
+@dataclass
+class Store:
+    """What the terms keep of some examples.
+
+    Attributes:
+        rows: [n, C, p] of J.
+        factors: where J is formed later or never.
+    """
+
+    rows: dict[Term, Tensor] = field(default_factory=dict)
+    factors: dict[Term, Factors] = field(default_factory=dict)
+
+    def forget(self, term: Term) -> None:
+        """Free what was kept of a term."""
+        self.rows.pop(term, None)
+        self.factors.pop(term, None)
+
+
+def collect(
+    network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term], chunk: int, logits: int
+) -> Store:
+    """Differentiate some examples with respect to the parameters of some terms.
+
+    Args:
+        network: whose examples are independent.
+        inputs: [n, ...].
+        plan: of the network.
+        terms: of the plan.
+        chunk: how many examples go through the network at a time.
+        logits: how many have their derivatives held at a time where J is formed from them.
+    """
+    collector = _Collector(network, len(inputs), plan, terms, logits)
+    for part in blocks(len(inputs), chunk):
+        collector.add(inputs[part], part)
+    return collector.store
+
+
+class _Collector:
+    """A store that is filled by chunks of the examples, in place: joining them needs it twice."""
+
+    def __init__(
+        self, network: Network, examples: int, plan: Plan, terms: Sequence[Term], logits: int
+    ):
+        self.store = Store()
+        self._network, self._examples, self._plan = network, examples, plan
+        self._logits = logits
+        self._again = [term for term in terms if term.kind == "jacobian"]
+        self._rows = [t for t in terms if t in plan.rows and t.kind != "jacobian"]
+        self._factors = [term for term in terms if term not in plan.rows]
+        self._kept = {place for term in self._factors for place in term.occurrences}
+        self._derivatives: Derivatives = {}
+
+    def add(self, inputs: Tensor, part: slice) -> None:
+        """Differentiate a chunk.
+
+        Args:
+            inputs: of the chunk.
+            part: its place among the examples.
+        """
+        if self._again:
+            names = [name for term in self._again for name in term.names]
+            found = jacobian_rows(self._network, inputs, names)
+            for term in self._again:
+                self._row(term, part, slice(None), found[term.names[0]].flatten(2))
+        if not (self._rows or self._factors):
+            return
+        here = record(self._network, inputs)
+        c = here.logits.shape[1]
+        for logits in blocks(c, self._logits if self._rows else c):
+            self._differentiate(here, part, logits)
+            for term in self._rows:
+                self._form(here, term, part, logits)
+        for term in self._factors:
+            self._keep(here, term, part)
+
+    def _differentiate(self, here: Pass, part: slice, logits: slice) -> None:
+        """Derivatives of some logits: kept ones to their place, others where the last ones were."""
+        places = {o for term in (*self._rows, *self._factors) for o in term.occurrences}
+        n, c = here.logits.shape
+        for logit in range(logits.start, logits.stop):
+            for place, values in _arriving(here, places, logit, logit == c - 1):
+                kept = place in self._kept
+                if place not in self._derivatives:
+                    examples, count = (self._examples, c) if kept else (n, self._logits)
+                    self._derivatives[place] = _room(values, examples, count)
+                room = self._derivatives[place]
+                if kept:
+                    room[part, logit] = values
+                else:
+                    room[:n, logit - logits.start] = values
+
+    def _found(self, place: Occurrence, part: slice, logits: slice) -> Tensor:
+        """Derivatives of a chunk and some logits."""
+        room = self._derivatives[place]
+        if place in self._kept:
+            return room[part, logits]
+        return room[: part.stop - part.start, : logits.stop - logits.start]
+
+    def _form(self, here: Pass, term: Term, part: slice, logits: slice) -> None:
+        """Rows of J of a chunk and some logits."""
+        derivatives = {place: self._found(place, part, logits) for place in term.occurrences}
+        if not term.product:
+            self._row(term, part, logits, _summed(self._network, here, term, derivatives))
+            return
+        factors = _factors(here, term, derivatives)
+        g, _, k, o = factors.pieces[0].sizes
+        room = self._room_for_rows(term, here.logits, g * o * k)
+        formed(factors, Part(), room[part, logits])
+
+    def _row(self, term: Term, part: slice, logits: slice, rows: Tensor) -> None:
+        self._room_for_rows(term, rows, rows.shape[2])[part, logits] = rows
+
+    def _keep(self, here: Pass, term: Term, part: slice) -> None:
+        """Inputs of a chunk; derivatives are at their place already."""
+        few = _factors(here, term, {place: self._derivatives[place] for place in term.occurrences})
+        if part.stop - part.start == self._examples:
+            self.store.factors[term] = few
+            return
+        if term not in self.store.factors:
+            rooms = [_more_of(inputs, self._examples) for inputs in few.inputs]
+            self.store.factors[term] = Factors(few.pieces, rooms, few.derivatives)
+        for room, inputs in zip(self.store.factors[term].inputs, few.inputs, strict=True):
+            room[part] = inputs
+
+    def _room_for_rows(self, term: Term, like: Tensor, numbers: int) -> Tensor:
+        if term not in self.store.rows:
+            shape = (self._examples, self._plan.logits, numbers)
+            self.store.rows[term] = like.new_empty(shape)
+        return self.store.rows[term]
+
+
+def _arriving(
+    here: Pass, places: set[Occurrence], logit: int, last: bool
+) -> Iterator[tuple[Occurrence, Tensor]]:
+    """What arrives at each place: [n, g, X, O] at products, [n, ...] at reductions."""
+    n = len(here.logits)
+    uses = sorted({place.use for place in places})
+    edges = [edge for use in uses if (edge := here.uses[use].edge) is not None]
+    arrived = dict(zip(uses, here.derivatives(edges, logit, last), strict=True))
+    for place in places:
+        values = arrived[place.use]
+        if values is None:
+            values = here.logits.new_zeros(here.uses[place.use].shape)
+        piece = here.piece(place.use, place.piece)
+        if isinstance(piece, Product):
+            yield place, piece.fold(values.reshape(n, -1, *values.shape[1:]))
+        else:
+            yield place, piece.reduce(values)
+
+
+def _room(values: Tensor, examples: int, logits: int) -> Tensor:
+    """For what arrives, of all logits: contiguous where each logit is written."""
+    order = sorted(range(1, values.dim()), key=lambda d: -values.stride(d))
+    layout = (0, 1, *(dimension + 1 for dimension in order))
+    shape = (examples, logits, *values.shape[1:])
+    return torch.empty_permuted(shape, layout, dtype=values.dtype, device=values.device)
+
+
+def _more_of(few: Tensor, examples: int) -> Tensor:
+    """Room for inputs of more examples, in the same layout."""
+    layout = sorted(range(few.dim()), key=lambda d: (d > 0, -few.stride(d)))
+    shape = (examples, *few.shape[1:])
+    return torch.empty_permuted(shape, layout, dtype=few.dtype, device=few.device)
+
+
+def _factors(here: Pass, term: Term, derivatives: Derivatives) -> Factors:
+    pieces = [here.piece(place.use, place.piece) for place in term.occurrences]
+    products = [piece for piece in pieces if isinstance(piece, Product)]
+    inputs = [piece.inputs for piece in products]
+    return Factors(products, inputs, [derivatives[place] for place in term.occurrences])
+
+
+def _summed(network: Network, here: Pass, term: Term, derivatives: Derivatives) -> Tensor:
+    """J [n, C, p] of a parameter over all of its uses."""
+    parameter = network.parameters[term.names[0]]
+    rows: Tensor | None = None
+    for place in term.occurrences:
+        piece = here.piece(place.use, place.piece)
+        found = derivatives[place]
+        lead = found.shape[:2]
+        if isinstance(piece, Product):
+            found = piece.arranged(piece.rows(piece.unfold(piece.inputs), found))
+        found = pull_back(piece.source, parameter, found.reshape(*lead, *piece.source.shape))
+        found = found.flatten(2)
+        rows = found if rows is None else rows + found
+    if rows is None:
+        rows = parameter.new_zeros(*here.logits.shape, parameter.numel())
+    return rows
