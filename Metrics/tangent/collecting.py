@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from Metrics.tangent.factors import Factors, Part, formed
+from Metrics.tangent.factors import Factors, Part, examples_at_once, formed
 from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
 from Metrics.tangent.pieces import Product, pull_back
@@ -73,6 +73,7 @@ class _Collector:
         self._factors = [term for term in terms if term not in plan.rows]
         self._kept = {place for term in self._factors for place in term.occurrences}
         self._derivatives: Derivatives = {}
+        self._recent: dict[Occurrence, list[Tensor]] = {}
 
     def add(self, inputs: Tensor, part: slice) -> None:
         """Differentiate a chunk.
@@ -98,38 +99,42 @@ class _Collector:
             self._keep(here, term, part)
 
     def _differentiate(self, here: Pass, part: slice, logits: slice) -> None:
-        """Derivatives of some logits: kept ones to their place, others where the last ones were."""
+        """Derivatives of some logits: kept ones are put into their place."""
         places = {o for term in (*self._rows, *self._factors) for o in term.occurrences}
-        n, c = here.logits.shape
+        self._recent = {place: [] for place in places - self._kept}
+        c = here.logits.shape[1]
         for logit in range(logits.start, logits.stop):
             for place, values in _arriving(here, places, logit, logit == c - 1):
-                kept = place in self._kept
+                if place not in self._kept:
+                    self._recent[place].append(values)
+                    continue
                 if place not in self._derivatives:
-                    examples, count = (self._examples, c) if kept else (n, self._logits)
-                    self._derivatives[place] = _room(values, examples, count)
-                room = self._derivatives[place]
-                if kept:
-                    room[part, logit] = values
-                else:
-                    room[:n, logit - logits.start] = values
+                    self._derivatives[place] = _room(values, self._examples, c)
+                self._derivatives[place][part, logit] = values
 
-    def _found(self, place: Occurrence, part: slice, logits: slice) -> Tensor:
-        """Derivatives of a chunk and some logits."""
-        room = self._derivatives[place]
-        if place in self._kept:
-            return room[part, logits]
-        return room[: part.stop - part.start, : logits.stop - logits.start]
+    def _found(self, term: Term, part: slice, logits: slice, few: slice) -> Derivatives:
+        """Derivatives of a few examples of a chunk and some logits."""
+        return {
+            place: (
+                self._derivatives[place][part, logits][few]
+                if place in self._kept
+                else _stacked([values[few] for values in self._recent[place]])
+            )
+            for place in term.occurrences
+        }
 
     def _form(self, here: Pass, term: Term, part: slice, logits: slice) -> None:
         """Rows of J of a chunk and some logits."""
-        derivatives = {place: self._found(place, part, logits) for place in term.occurrences}
         if not term.product:
+            derivatives = self._found(term, part, logits, slice(None))
             self._row(term, part, logits, _summed(self._network, here, term, derivatives))
             return
-        factors = _factors(here, term, derivatives)
-        g, _, k, o = factors.pieces[0].sizes
-        room = self._room_for_rows(term, here.logits, g * o * k)
-        formed(factors, Part(), room[part, logits])
+        products = _products(here, term)
+        g, _, k, o = products[0].sizes
+        rows = self._room_for_rows(term, here.logits, g * o * k)[part, logits]
+        for few in blocks(len(rows), min(map(examples_at_once, products))):
+            derivatives = self._found(term, part, logits, few)
+            formed(_factors(here, term, derivatives, few), Part(), rows[few])
 
     def _row(self, term: Term, part: slice, logits: slice, rows: Tensor) -> None:
         self._room_for_rows(term, rows, rows.shape[2])[part, logits] = rows
@@ -187,10 +192,26 @@ def _more_of(few: Tensor, examples: int) -> Tensor:
     return torch.empty_permuted(shape, layout, dtype=few.dtype, device=few.device)
 
 
-def _factors(here: Pass, term: Term, derivatives: Derivatives) -> Factors:
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """All logits: [n, C, ...] of [n, ...], where they are products such that [X, C O] is a matrix.
+
+    That is, positions outside of logits, or, where they come so, inside of outputs.
+    """
+    if values[0].dim() != 4:
+        return torch.stack(list(values), 1)
+    if values[0].stride(-1) == 1:
+        return torch.stack([each.transpose(1, 2) for each in values], 2).permute(0, 2, 3, 1, 4)
+    return torch.stack([each.transpose(2, 3) for each in values], 1).transpose(3, 4)
+
+
+def _products(here: Pass, term: Term) -> list[Product]:
     pieces = [here.piece(place.use, place.piece) for place in term.occurrences]
-    products = [piece for piece in pieces if isinstance(piece, Product)]
-    inputs = [piece.inputs for piece in products]
+    return [piece for piece in pieces if isinstance(piece, Product)]
+
+
+def _factors(here: Pass, term: Term, derivatives: Derivatives, few: slice = slice(None)) -> Factors:
+    products = _products(here, term)
+    inputs = [piece.inputs[few] for piece in products]
     return Factors(products, inputs, [derivatives[place] for place in term.occurrences])
 
 

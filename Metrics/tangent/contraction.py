@@ -15,6 +15,8 @@ from torch import Tensor
 _SYRK = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}
 _TILE = 512
 """Rows of a product that stays in the processor's cache."""
+_STRIP = 128
+"""Rows of one that ends at the diagonal: little is computed above it."""
 
 
 def accumulating(dtype: torch.dtype) -> torch.dtype:
@@ -138,7 +140,7 @@ class Gram:
         """Many positions, summed over equal logits; tile by tile."""
         x, y = a.derivatives.shape[2], b.derivatives.shape[2]
         left, right = (s.derivatives.transpose(1, 2).flatten(2) for s in (a, b))  # [n, X, C O]
-        for low, high in _strips(len(left), max(1, _TILE // x)):
+        for low, high in _strips(len(left), max(1, (_STRIP if self._symmetric else _TILE) // x)):
             columns = high if self._symmetric else len(right)
             rows = left[low:high].flatten(0, 1)
             for first, last in _strips(columns, max(1, _TILE // y)):

@@ -63,6 +63,16 @@ class Room:
         return self._numbers[:size].view(shape)
 
 
+def examples_at_once(piece: Product) -> int:
+    """How many examples are unfolded at a time.
+
+    Args:
+        piece: of a term.
+    """
+    g, x, k, _ = piece.sizes
+    return max(1, _CACHED // (g * x * k * piece.inputs.element_size()))
+
+
 def formed(factors: Factors, part: Part, into: Tensor) -> Tensor:
     """A part of J, a few examples at a time.
 
@@ -74,14 +84,10 @@ def formed(factors: Factors, part: Part, into: Tensor) -> Tensor:
     Returns:
         The same.
     """
-    n = len(factors.inputs[0])
     for piece, inputs, derivatives in zip(
         factors.pieces, factors.inputs, factors.derivatives, strict=True
     ):
-        g, x, k, _ = piece.sizes
-        step = max(1, _CACHED // (g * x * k * inputs.element_size()))
-        for low in range(0, n, step):
-            few = slice(low, low + step)
+        for few in blocks(len(inputs), examples_at_once(piece)):
             features = piece.unfold(inputs[few])[:, part.groups]
             found = derivatives[few, part.logits, part.groups, :, part.outs]
             if piece is factors.pieces[0]:
