@@ -3,7 +3,7 @@
 Letters in shapes are those of :mod:`Metrics.tangent.contraction`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,6 +71,7 @@ class _Collector:
         self._again = [term for term in terms if term.kind == "jacobian"]
         self._rows = [t for t in terms if t in plan.rows and t.kind != "jacobian"]
         self._factors = [term for term in terms if term not in plan.rows]
+        self._places = {o for term in (*self._rows, *self._factors) for o in term.occurrences}
         self._kept = {place for term in self._factors for place in term.occurrences}
         self._derivatives: Derivatives = {}
         self._recent: dict[Occurrence, list[Tensor]] = {}
@@ -100,17 +101,28 @@ class _Collector:
 
     def _differentiate(self, here: Pass, part: slice, logits: slice) -> None:
         """Derivatives of some logits: kept ones are put into their place."""
-        places = {o for term in (*self._rows, *self._factors) for o in term.occurrences}
-        self._recent = {place: [] for place in places - self._kept}
         c = here.logits.shape[1]
-        for logit in range(logits.start, logits.stop):
-            for place, values in _arriving(here, places, logit, logit == c - 1):
+        self._recent = {place: [] for place in self._places - self._kept}
+        missing: set[Occurrence] = set()
+        logit = logits.start
+
+        def arrive(use: int, values: Tensor) -> None:
+            for place in [place for place in missing if place.use == use]:
+                missing.remove(place)
+                found = _arrived(here, place, values)
                 if place not in self._kept:
-                    self._recent[place].append(values)
+                    self._recent[place].append(found)
                     continue
                 if place not in self._derivatives:
-                    self._derivatives[place] = _room(values, self._examples, c)
-                self._derivatives[place][part, logit] = values
+                    self._derivatives[place] = _room(found, self._examples, c)
+                self._derivatives[place][part, logit] = found
+
+        with here.derivatives({place.use for place in self._places}, arrive) as backward:
+            for logit in range(logits.start, logits.stop):
+                missing |= self._places
+                backward(logit, logit == c - 1)
+                for place in list(missing):
+                    arrive(place.use, here.logits.new_zeros(here.uses[place.use].shape))
 
     def _found(self, term: Term, part: slice, logits: slice, few: slice) -> Derivatives:
         """Derivatives of a few examples of a chunk and some logits."""
@@ -158,28 +170,17 @@ class _Collector:
         return self.store.rows[term]
 
 
-def _arriving(
-    here: Pass, places: set[Occurrence], logit: int, last: bool
-) -> Iterator[tuple[Occurrence, Tensor]]:
-    """What arrives at each place: [n, g, X, O] at products, [n, ...] at reductions."""
-    n = len(here.logits)
-    uses = sorted({place.use for place in places})
-    edges = [edge for use in uses if (edge := here.uses[use].edge) is not None]
-    arrived = dict(zip(uses, here.derivatives(edges, logit, last), strict=True))
-    for place in places:
-        values = arrived[place.use]
-        if values is None:
-            values = here.logits.new_zeros(here.uses[place.use].shape)
-        piece = here.piece(place.use, place.piece)
-        if isinstance(piece, Product):
-            yield place, piece.fold(values.reshape(n, -1, *values.shape[1:]))
-        else:
-            yield place, piece.reduce(values)
+def _arrived(here: Pass, place: Occurrence, values: Tensor) -> Tensor:
+    """Of what arrives at a call: [n, g, X, O] of a product, [n, ...] of a reduction."""
+    piece = here.piece(place.use, place.piece)
+    if isinstance(piece, Product):
+        return piece.fold(values.reshape(len(here.logits), -1, *values.shape[1:]))
+    return piece.reduce(values)
 
 
 def _room(values: Tensor, examples: int, logits: int) -> Tensor:
     """For what arrives, of all logits: contiguous where each logit is written."""
-    order = sorted(range(1, values.dim()), key=lambda d: -values.stride(d))
+    order = sorted(range(1, values.dim()), key=values.stride().__getitem__, reverse=True)
     layout = (0, 1, *(dimension + 1 for dimension in order))
     shape = (examples, logits, *values.shape[1:])
     return torch.empty_permuted(shape, layout, dtype=values.dtype, device=values.device)
@@ -187,7 +188,8 @@ def _room(values: Tensor, examples: int, logits: int) -> Tensor:
 
 def _more_of(few: Tensor, examples: int) -> Tensor:
     """Room for inputs of more examples, in the same layout."""
-    layout = sorted(range(few.dim()), key=lambda d: (d > 0, -few.stride(d)))
+    inner = sorted(range(1, few.dim()), key=few.stride().__getitem__, reverse=True)
+    layout = (0, *inner)
     shape = (examples, *few.shape[1:])
     return torch.empty_permuted(shape, layout, dtype=few.dtype, device=few.device)
 

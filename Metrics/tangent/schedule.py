@@ -23,6 +23,10 @@ _HELD = 32 << 20
 """Bytes of derivatives at a time on a CPU of which J is formed at once."""
 
 
+_PART = 32 << 20
+"""Most bytes of J at a time on a CPU: enough for fast products, and few fresh pages."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The order of the work.
@@ -35,6 +39,7 @@ class Schedule:
         chunk: examples that go through the network at a time.
         logits: whose derivatives are held at a time where J is formed from them at once.
         budget: bytes of J at a time.
+        bytes_: of what is kept and of the passes, at the peak.
     """
 
     groups: list[list[Term]]
@@ -43,6 +48,7 @@ class Schedule:
     chunk: int
     logits: int
     budget: int
+    bytes_: int
 
 
 def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory: int) -> Schedule:
@@ -79,9 +85,13 @@ def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory
         columns = rows if m is None else blocks(m, block)
     held = rows[0].stop + (0 if m is None and len(rows) == 1 else columns[0].stop)
     groups = _groups(plan, held * scalar, room)
-    at_once = _HELD // max(1, chunk * plan.formed * scalar)
-    logits = even(plan.logits, max(1, at_once)) if like.device.type == "cpu" else plan.logits
-    return Schedule(groups, rows, columns, chunk, logits, memory // 8)
+    logits, budget = plan.logits, memory // 8
+    if like.device.type == "cpu":
+        logits = even(logits, max(1, _HELD // max(1, chunk * plan.formed * scalar)))
+        budget = min(budget, _PART)
+    kept = held * max(sum(plan.stored[term] for term in group) for group in groups)
+    passing = chunk * (plan.numbers + logits * plan.formed)
+    return Schedule(groups, rows, columns, chunk, logits, budget, (kept + passing) * scalar)
 
 
 def passed(plan: Plan) -> int:

@@ -19,9 +19,6 @@ from Metrics.tangent.plan import Plan
 from Metrics.tangent.schedule import make_schedule
 from Metrics.tangent.terms import Term
 
-_PART = 32 << 20
-"""Most bytes of J at a time on a CPU: enough for fast products, and few fresh pages."""
-
 
 def _contract(
     term: Term, gram: Gram, stores: Sequence[Store], rooms: Sequence[Room], budget: int
@@ -99,7 +96,6 @@ def structured_kernels(
     traced = plan.sizes.traced
     kernels = Kernels(sizes, traced)
     rooms = [Room(), Room()]
-    budget = min(schedule.budget, _PART) if like.device.type == "cpu" else schedule.budget
 
     def add(stores: Sequence[Store], names: Mapping[Term, str], place: Place) -> None:
         low, high = (part.stop - part.start for part in place)
@@ -107,7 +103,7 @@ def structured_kernels(
             name: Gram((low, high), plan.logits, traced, len(stores) == 1, like)
             for name in names.values()
         }
-        for name, block in _added(stores, names, grams, rooms, budget).items():
+        for name, block in _added(stores, names, grams, rooms, schedule.budget).items():
             kernels.add(name, block, place)
 
     for terms in schedule.groups:
