@@ -120,11 +120,6 @@ class Checkpoint:
         """ΔW x_t: the part of a layer's change that its own weights make."""
         return apply(self.layers[layer], self.moved(layer), self.now.inputs[layer])
 
-    def propagated(self, layer: str) -> Tensor:
-        """W_0 Δx: the part that the layers below make."""
-        change = self.now.inputs[layer] - self.start.inputs[layer]
-        return apply(self.layers[layer], self.initial(layer), change)
-
     @property
     def kernels(self) -> dict[str, Floats]:
         """[N, N] the traced tangent kernels of the layers' parameters at this step."""
@@ -150,9 +145,12 @@ class Checkpoint:
         return self._network.lr_factors(layer)
 
     def bias(self, layer: str) -> Tensor | None:
-        """Δb, the rest of a layer's change; ``None`` without a bias."""
-        before, now = self._network.initial[layer][1], _weights(self.layers[layer])[1]
-        return None if before is None or now is None else now - before
+        """Δb, the rest of a layer's change, [C, 1, …] as it is added; ``None`` without a bias."""
+        module, (weight, before) = self.layers[layer], self._network.initial[layer]
+        if before is None:
+            return None
+        assert isinstance(module.bias, Tensor)
+        return (module.bias.detach() - before).reshape(-1, *(1,) * (weight.dim() - 2))
 
 
 class Network:
