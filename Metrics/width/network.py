@@ -21,7 +21,6 @@ from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
 from Metrics.tangent import weighted_kernel
 from Metrics.width.members import Member
-from Models.parametrization.scales import Scales
 from Models.symmetry import no_laws
 from Utils.errors import UserError
 from Utils.storage import open_hdf5
@@ -171,7 +170,6 @@ class Network:
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
         said = dict(member.hyperparameters)
         self.kernel_at = KernelAt(member.run, said, config, _UNREAD, self.model_at)
-        self._scales = said["task"].get("parametrization")
 
     @contextmanager
     def at(self, step: int) -> Iterator[Checkpoint]:
@@ -218,9 +216,9 @@ class Network:
 
     def lr_factors(self, layer: str) -> set[float]:
         """By what the parametrization multiplies the learning rates of a layer's parameters."""
-        if self._scales is None:
+        if self.model_at.scales is None:
             return {1.0}
-        parameters = Scales.from_flat(self._scales).parameters
+        parameters = self.model_at.scales.parameters
         return {p.lr for p in parameters if layer in (p.name, p.name.rpartition(".")[0])}
 
     @property

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from Training import loop
 from tests.runs import cache_run, extract_run, run_stage, train_run
+from Training import loop
 
 FLAGS = "--epochs 2 --train-batch-size 480 --model fc --depth 3 --width 8 --dtype float64"
 
@@ -37,7 +37,8 @@ def test_later_stages_do_with_losses_of_training(tmp_path: Path) -> None:
     (path,) = cache_run(run, "--metrics performance")
     with h5py.File(path) as file:
         losses = file["empirical/train_loss"][:, 0]
-        assert np.isfinite(losses[1:]).all() and np.isnan(file["empirical/test_loss"]).all()
+        assert np.isfinite(losses[1:]).all()
+        assert np.isnan(file["empirical/test_loss"]).all()
     for flags in ("--metrics performance --format png", "--report"):
         code, _, errors = run_stage("plot", run, flags)
         assert code == 0, errors
