@@ -69,6 +69,8 @@ def assert_close(one: Any, other: Any, where: str = "") -> None:
         "--wd 1e-3",
         "--optimizer momentum --momentum 0.9 --dampening 0.1 --wd 1e-3 --warmup-steps 3",
         "--loss mse --lr-drops 1 --drop-last --no-balance",
+        "--param mup --wd 1e-3 --optimizer momentum --momentum 0.9",
+        "--param ntk --loss mse --warmup-steps 3",
     ],
 )
 def test_checkpoints_are_those_of_separate_runs(tmp_path: Path, flags: str) -> None:
@@ -148,6 +150,15 @@ def test_what_cannot_be_trained_together(tmp_path: Path, flags: list[str], reaso
     assert why_not(configs) == reason
     with pytest.raises(UserError, match=reason):
         train_together(configs, runs)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--param ipllr --depth 4", "--param sp --wd 0.1 --wd-on matrices"]
+)
+def test_steps_that_differ_by_more_than_a_factor_are_refused(tmp_path: Path, flags: str) -> None:
+    outcome = "--wd-on is not" if "wd-on" in flags else "first steps have factors of their own"
+    with pytest.raises(UserError, match=outcome):
+        together(tmp_path, flags)
 
 
 def test_networks_with_running_statistics_are_refused(tmp_path: Path) -> None:
