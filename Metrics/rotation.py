@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from Metrics.budget import PARTS
+from Metrics.charges import OfCharges
 from Metrics.equilibrium import Equilibrium, equilibrium
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
@@ -28,7 +29,7 @@ and random walk have since the start: when learning rates and norms have fallen,
 have grown, it is the larger part of what still happens."""
 
 
-class Rotation:
+class Rotation(OfCharges):
     """Every family of scale laws: one group of weights per unit.
 
     ``rows`` and ``dense`` hold sums since the start of training; what happens per step follows
@@ -36,6 +37,7 @@ class Rotation:
     """
 
     def __init__(self, context: Context):
+        super().__init__(context.laws)
         self._context, self._laws = context, context.laws
         families = enumerate(context.laws.families)
         self._families = [(index, f) for index, f in families if f.kind == "scale"]
