@@ -250,14 +250,15 @@ METRICS: Registry[MetricEntry] = Registry(
         MetricEntry(
             "ntk",
             "Metrics.kernels.ntk:TangentKernels",
-            "the empirical tangent kernel: its change, velocity and top eigenspace",
+            "the tangent kernel: its change, velocity and top eigenspace",
             "Jacot, Gabriel and Hongler, Neural Tangent Kernel, NeurIPS 2018; Fort et al., Deep "
             "Learning versus Kernel Learning, NeurIPS 2020",
-            title="Empirical tangent kernel",
+            title="Tangent kernel",
             ylabel=r"$\mathrm{tr}\,\Theta / N$",
             units="output² / parameter²",
             kind="kernels",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "spectrum",
@@ -269,6 +270,7 @@ METRICS: Registry[MetricEntry] = Registry(
             units="output² / parameter²",
             kind="spectrum",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "alignment",
@@ -280,6 +282,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="alignment",
             kind="alignment",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "modes",
@@ -290,6 +293,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="error of a mode",
             kind="modes",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "linearized",

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
-from Metrics.kernels.at import KernelAt, as_floats
+from Metrics.kernels.at import as_floats
+from Metrics.kernels.empirical import EmpiricalKernelAt
 from Metrics.kernels.measures import Floats
 from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
@@ -172,7 +173,7 @@ class Network:
         self.member, self._run = member, member.run
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
         said = dict(member.hyperparameters)
-        self.kernel_at = KernelAt(member.run, said, config, _UNREAD, self.model_at)
+        self.kernel_at = EmpiricalKernelAt(member.run, said, config, _UNREAD, self.model_at)
         self._scales = said["task"].get("parametrization")
 
     @contextmanager
