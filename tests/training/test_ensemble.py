@@ -91,6 +91,37 @@ def test_checkpoints_are_those_of_separate_runs(tmp_path: Path, flags: str) -> N
         assert lines[0] == lines[1]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    ["--param ntk --wd 1e-3", "--param ipllr --lr 1e-3 --optimizer momentum --momentum 0.5"],
+)
+def test_parametrized_networks_are_those_of_separate_runs(tmp_path: Path, flags: str) -> None:
+    """Learning rates and decay differ between parameters, and those of the first step."""
+    flags, members = f"{flags} --no-laws", ["--seed 1", "--init-seed 2", "--seed 3 --lr 2e-3"]
+    assert together(tmp_path / "together", flags, members) == [0, 0, 0]
+    runs = zip(folders(tmp_path / "together"), folders(tmp_path / "alone"), members, strict=True)
+    for one, other, own in runs:
+        assert train(config_of(other, f"{flags} {own}"), nullcontext(other)) == 0
+        start = checkpoint(other, 0)["model_state_dict"]
+        for step in other.checkpoint_steps():
+            left, right = checkpoint(one, step), checkpoint(other, step)
+            assert_close(left, right)
+        assert not torch.equal(start["fc1.weight"], right["model_state_dict"]["fc1.weight"])
+
+
+def test_init_seeds_are_of_initial_weights_alone(tmp_path: Path) -> None:
+    """--init-seed 3 begins with the weights of --seed 3, and sees the data of its own seed."""
+    flags = "--param ntk --no-laws --lr 1e-3"
+    members = ["--seed 1", "--seed 1 --init-seed 3", "--seed 3"]
+    assert together(tmp_path, flags, members) == [0, 0, 0]
+    runs = folders(tmp_path)
+    first, mixed, other = (checkpoint(run, 0)["model_state_dict"] for run in runs)
+    assert all(torch.equal(mixed[name], other[name]) for name in mixed)
+    assert not torch.equal(mixed["fc2.weight"], first["fc2.weight"])
+    probes = [run.probe.read_bytes() for run in runs]
+    assert probes[0] == probes[1] != probes[2]
+
+
 def test_a_member_that_diverges_ends_alone(tmp_path: Path) -> None:
     members = ["--seed 1", "--seed 1 --lr 1e100", "--seed 2"]
     outcomes = together(tmp_path, "--observe-freq 1", members)
@@ -137,9 +168,10 @@ def test_later_stages_read_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--width 6", "--width 7"], "--width differs; only --seed and --lr may"),
+        (["--width 6", "--width 7"], "--width differs; only --seed, --init-seed and --lr may"),
         (["--optimizer adam"] * 2, "--optimizer is not for several at once"),
         (["--clip-norm 1"] * 2, "--clip-norm is not for several at once"),
+        (["--param ntk"] * 2, "--param without --no-laws is not for several at once"),
     ],
 )
 def test_what_cannot_be_trained_together(tmp_path: Path, flags: list[str], reason: str) -> None:
