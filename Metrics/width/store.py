@@ -1,14 +1,14 @@
 """One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
 
-R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``, ``diverged`` (the
-step at which, or −1), ``exponents`` (a, b and c as JSON) [R]; ``steps`` [T];
-``sources`` [R, T], which checkpoints, empty where a run has none; ``<quantity>/<layer>`` [R, T],
-NaN where nothing was measured, or [R, T, examples, outputs]; ``fits/<column>`` [F], the table of
-exponents, by ``fits/line``. Dimension scales name the axes.
+R being runs and T steps: ``runs``, ``widths`` (floating, as infinity is one), ``seeds``,
+``groups``, ``rates``, ``diverged`` (the step at which, or −1), ``exponents`` (a, b and c as JSON)
+[R]; ``steps`` [T]; ``sources`` [R, T], which checkpoints, empty where a run has none;
+``<quantity>/<layer>`` [R, T], NaN where nothing was measured, or [R, T, examples, outputs];
+``fits/<column>`` [F], the table of exponents, by ``fits/line``. Dimension scales name the axes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,14 @@ class Measurements:
 
     def keep(self, known: Mapping[tuple[str, int], str]) -> None:
         """Forget what came from other checkpoints than these."""
-        self.sources = {k: s for k, s in self.sources.items() if known.get(k) == s}
+        self._keep({k: s for k, s in self.sources.items() if known.get(k) == s})
+
+    def keep_runs(self, names: Collection[str]) -> None:
+        """Forget other runs than these."""
+        self._keep({k: s for k, s in self.sources.items() if k[0] in names})
+
+    def _keep(self, sources: dict[tuple[str, int], str]) -> None:
+        self.sources = sources
         self.cells = {c: v for c, v in self.cells.items() if (c.run, c.step) in self.sources}
         self.arrays = {c: v for c, v in self.arrays.items() if (c.run, c.step) in self.sources}
 
@@ -106,8 +113,9 @@ def write(
         exponents: the table.
         parametrizations: by group, :meth:`Metrics.width.theory.ChainTheory.coordinates`.
     """
-    members = [(group.label, member) for group in groups for member in group.members]
+    members = [(group.label, member) for group in groups for member in group.runs]
     rows = {member.name: r for r, (_, member) in enumerate(members)}
+    measured.keep_runs(rows)
     steps = sorted({step for _, step in measured.sources})
     columns = {step: t for t, step in enumerate(steps)}
     sources = np.full((len(rows), len(steps)), "", dtype=object)
@@ -120,7 +128,7 @@ def write(
     samples = _samples(measured.arrays, rows, columns)
     head = {
         "runs": _texts([member.name for _, member in members]),
-        "widths": np.array([member.width for _, member in members], np.int64),
+        "widths": np.array([np.inf if m.is_infinite else m.width for _, m in members], float),
         "seeds": np.array([member.seed for _, member in members], np.int64),
         "groups": _texts([label for label, _ in members]),
         "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
