@@ -69,6 +69,11 @@ class LimitCheckpoint:
         return next((name.rpartition(".")[0] for name in names), "")
 
 
+def no_ensemble(member: Member) -> str:
+    """Why a run is not the mean of an ensemble; empty if it is, with squared error."""
+    return "" if member.flag("loss") == "mse" else NO_ENSEMBLE
+
+
 @contextmanager
 def limit_at(member: Member, step: int) -> Iterator[LimitCheckpoint]:
     """A run of infinite width at a step; raises ``Unreadable`` if its features are damaged."""
