@@ -28,6 +28,7 @@ Kind = Literal[
     "outputs",
     "coordinates",
     "transfer",
+    "ensemble",
     "kernels",
     "spectrum",
     "alignment",
@@ -62,7 +63,7 @@ class MetricEntry(Entry):
             "kernels", "spectrum", "alignment", "modes", "linearized" and "lazy" for tangent
             kernels and linear models, "exponents" for powers of the width, "coordinates" also for
             a phase diagram of parametrizations, "transfer" for losses over learning rates,
-            "outputs" for a histogram.
+            "ensemble" for means and variances of networks, "outputs" for a histogram.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
@@ -415,6 +416,18 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Convergence to the kernels of infinite width",
             ylabel="relative deviation",
             kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "ensemble",
+            "Metrics.width.ensemble:Ensemble",
+            "mean and variance of the outputs of many networks beside those of infinite width, "
+            "at every step",
+            "Lee et al., NeurIPS 2019; Dyer and Gur-Ari, ICLR 2020",
+            title="Ensembles of networks and infinite width",
+            ylabel="deviation from infinite width",
+            kind="ensemble",
             default=False,
             scope="experiment",
         ),

@@ -5,7 +5,7 @@ Shape letters: R runs, T steps.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class ExperimentCache:
         outputs: [R, N, C] of the untrained networks, examples and outputs; empty if not measured.
         fits: the table of exponents.
         features_hash: of the features it was made from.
+        ensembles: what networks say together, by name, a width in each row; empty for metrics of
+            single networks.
         limit: the same of the runs of infinite width, which are not in the others; ``None`` if
             there are none.
     """
@@ -84,6 +86,7 @@ class ExperimentCache:
     outputs: Array
     fits: tuple[FittedExponent, ...]
     features_hash: str
+    ensembles: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     limit: "ExperimentCache | None" = None
 
     @property
@@ -146,12 +149,15 @@ def _read(path: Path) -> ExperimentCache:
         curves, outputs = {}, np.empty((0, 0, 0))
         for name, dataset in datasets(h5):
             quantity, _, layer = name.partition("/")
-            if name in HEAD or quantity == "fits":
+            if name in HEAD or quantity in ("fits", "ensembles"):
                 continue
             if dataset.ndim == 2:
                 curves[quantity, layer] = dataset[()].astype(float)
             else:
                 outputs = dataset[:, 0]
+        together = {name: dataset[()] for name, dataset in h5.get("ensembles", {}).items()}
+        if together:
+            together["group"] = _texts(together["group"])
         texts = ("group", "quantity", "layer", "predicted", "verdict")
         table = {column: h5["fits"][column][()] for column in h5["fits"]}
         table |= {column: _texts(table[column]) for column in texts}
@@ -176,6 +182,7 @@ def _read(path: Path) -> ExperimentCache:
             outputs=outputs,
             fits=tuple(_fit(table, line) for line in range(len(table["group"]))),
             features_hash=str(h5.attrs["features_hash"]),
+            ensembles=together,
         )
 
 

@@ -161,7 +161,7 @@ def width_axis(axes: Axes, widths: Any, infinity: bool = False) -> None:
     end = place_of_infinity(found) if infinity else found[-1]
     axes.set_xlim(found[0] / 1.15, end * 1.15)
     if infinity:
-        places, names = [*places, end], [*names, "∞"]
+        places, names = [*places, end], [*names, r"$\infty$"]
     axes.set_xticks(places, names)
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -91,7 +91,8 @@ def draw_transfer(cache: ExperimentCache, options: Options) -> Figure:
 
 def _legend(cache: ExperimentCache, colours: Mapping[float, Any]) -> Legend:
     handles: list[Any] = [Line2D([], [], color=colours[n], **style.MEASURED) for n in colours]
-    labels = [f"width {int(n) if np.isfinite(n) else '∞'}" for n in colours]
+    names = [str(int(n)) if np.isfinite(n) else r"$\infty$" for n in colours]
+    labels = [f"width {name}" for name in names]
     if len(np.unique(cache.seeds)) > 1:
         handles.append(Patch(color=style.GREY, alpha=_BAND, linewidth=0))
         labels.append("95 % interval over seeds")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS, MetricEntry
+from Metrics.width.ensemble import Ensemble, Together
 from Metrics.width.exponents import (
     MOST,
     Exponent,
@@ -42,6 +43,7 @@ class Findings:
         exponents: of all groups.
         silent: why theory says nothing, by group.
         left_out: runs of infinite width that are the limit of no group, by the reason.
+        lines: what is to be told besides exponents, by group.
     """
 
     metric: str
@@ -50,6 +52,7 @@ class Findings:
     exponents: tuple[Exponent, ...]
     silent: Mapping[str, str]
     left_out: Mapping[str, Sequence[str]]
+    lines: Mapping[str, Sequence[str]]
 
     def text(self) -> str:
         """For the terminal: a table for each group."""
@@ -63,7 +66,7 @@ class Findings:
             some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
             limit = " and infinity" if group.limits else ""
             lines += [f"{head}{limit} ({len(widths)}), {some}; {told}"]
-            lines += [*_ended(group), *table_text(own), ""]
+            lines += [*_ended(group), *table_text(own), *self.lines.get(group.label, ()), ""]
         return "\n".join(lines).rstrip()
 
 
@@ -161,6 +164,8 @@ def _fit(
     ]
     groups = grouped(measured, metric.within)
     exponents: list[Exponent] = []
+    ensembles: list[Together] = []
+    lines: dict[str, Sequence[str]] = {}
     silent: dict[str, str] = {}
     told: dict[str, dict[str, str]] = {}
     for group in groups:
@@ -170,11 +175,15 @@ def _fit(
             silent[group.label] = reason
         observations = metric.observations(group.members, stored.cells)
         exponents += exponents_of(metric, group.label, observations, theory)
-    write(path, entry, stored, groups, exponents, told)
+        if isinstance(metric, Ensemble):
+            ensembles.append(metric.together(group, stored, theory))
+            exponents += ensembles[-1].exponents
+            lines[group.label] = ensembles[-1].lines
+    write(path, entry, stored, groups, exponents, told, [one.tables for one in ensembles])
     by_reason: dict[str, list[str]] = {}
     for name, reason in (outside | strays(measured, groups, metric.within)).items():
         by_reason.setdefault(reason, []).append(name)
-    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent, by_reason)
+    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent, by_reason, lines)
 
 
 def _fans_by_width(group: Group, cells: Cells) -> dict[int, dict[str, Fans]]:

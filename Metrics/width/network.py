@@ -89,6 +89,11 @@ class Checkpoint:
         """What it did at step 0."""
         return self._network.start
 
+    @property
+    def probe_logits(self) -> Floats | None:
+        """[N, C] as extract.py saved them; ``None`` with --probe none."""
+        return self._features.probe("logits")
+
     def graph(self) -> Pass:
         """:attr:`now` with gradients from the logits to every layer's output."""
         return self._network.passed(self.layers, gradients=True)
