@@ -67,7 +67,7 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
         last = f", step {int(_known(group)[-1])}"
         name = "" if label == "all" else f"{label}: "
         titles = [f"{name}mean{last}", f"variance{last}", "outputs of the widest"]
-        titles += ["mean", "variance", "outputs within 95 % intervals"]
+        titles += ["mean", "variance", "within 95 %: means, variances (dashed)"]
         _over_widths(six[0], group, "mean deviation", _mean(group))
         _over_widths(six[1], group, "variance deviation", _variance(group))
         _outputs(six[2], group)
@@ -78,8 +78,9 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
             axes.set_title(style.plain(title, options.use_tex), loc="left")
         for axes, text in zip(six, ("width", "width", *["step"] * 4), strict=True):
             axes.set_xlabel(text, labelpad=2)
-        for axes in (six[0], six[3]):
-            axes.set_ylabel("standard deviations")
+        names = ("standard deviations", "relative", "", "standard deviations", "ratio", "fraction")
+        for axes, text in zip(six, names, strict=True):
+            axes.set_ylabel(text, labelpad=2)
     add_header(figure, cache.title, _legend(_group(cache, labels[0])), options)
     return figure
 
@@ -90,7 +91,7 @@ def _legend(group: _Group) -> Legend:
     labels[0] = f"width {labels[0]}"
     handles += [Line2D([], [], **style.EXACT), Line2D([], [], **style.PAPER)]
     handles.append(Patch(color=style.GREY, alpha=_BAND, linewidth=0))
-    return handles, [*labels, "theory", "noise of so many", "95 %"]
+    return handles, [*labels, "theory", "noise alone, 95 %", "95 %"]
 
 
 def _group(cache: ExperimentCache, label: str) -> _Group:
@@ -189,7 +190,6 @@ def _variances(axes: Axes, group: _Group) -> None:
         axes.plot(steps, one, color=colour, **style.THIN)
         axes.fill_between(steps, one - wide, one + wide, color=colour, alpha=_BAND, linewidth=0)
     axes.axhline(1.0, **style.EXACT)
-    axes.set_ylabel("of infinite width's", labelpad=1)
 
 
 def _outputs(axes: Axes, group: _Group) -> None:
@@ -205,7 +205,8 @@ def _outputs(axes: Axes, group: _Group) -> None:
         )
         measured = np.isfinite(mean[-2, :, k])
         some = np.flatnonzero(measured)[:: -(-int(measured.sum()) // 8)]
-        at, half = group.steps[some], _TWO * np.sqrt(variance[-2, some, k])
+        beside = (k - 1) * 0.012 * np.ptp(group.steps)
+        at, half = group.steps[some] + beside, _TWO * np.sqrt(variance[-2, some, k])
         axes.errorbar(
             at, mean[-2, some, k], half, fmt="o", color=colour, markersize=2.5, linewidth=0.9
         )
@@ -222,4 +223,3 @@ def _within(axes: Axes, group: _Group) -> None:
             )
     axes.axhline(0.95, **style.EXACT)
     axes.set_ylim(0, 1.05)
-    axes.set_ylabel("solid: means, dashed: variances", labelpad=1)
