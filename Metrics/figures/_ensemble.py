@@ -67,9 +67,9 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
         last = f", step {int(_known(group)[-1])}"
         name = "" if label == "all" else f"{label}: "
         titles = [f"{name}mean{last}", f"variance{last}", "outputs of the widest"]
-        titles += ["mean", "variance", "within 95 %: means, variances (dashed)"]
-        _over_widths(six[0], group, "mean deviation", _mean(group))
-        _over_widths(six[1], group, "variance deviation", _variance(group))
+        titles += ["mean", "variance", "in 95 %: means, variances (dashed)"]
+        _over_widths(six[0], group, "deviation of the mean", _mean(group))
+        _over_widths(six[1], group, "deviation of the variance", _variance(group))
         _outputs(six[2], group)
         _means(six[3], group)
         _variances(six[4], group)
@@ -106,25 +106,31 @@ def _group(cache: ExperimentCache, label: str) -> _Group:
     return _Group(widths, cache.steps.astype(float), tables, fits, colours)
 
 
-_QUANTITIES = ("mean deviation", "variance deviation")
+_QUANTITIES = ("deviation of the mean", "deviation of the variance")
 
 
 def _known(group: _Group) -> Array:
     """The steps at which the networks of some width were compared."""
-    steps: Array = group.steps[np.isfinite(group.tables["variance deviation"]).any(0)]
+    steps: Array = group.steps[np.isfinite(group.tables["deviation of the variance"]).any(0)]
     return steps
 
 
 def _mean(group: _Group) -> tuple[Array, Array, Array]:
     """At every width and step [W, T]: the mean's distance, and the ends of its interval."""
-    square, half = group.tables["mean deviation squared"], group.tables["its interval"]
+    square, half = (
+        group.tables["squared deviation of the mean"],
+        group.tables["interval of the mean"],
+    )
     middle, low, high = (np.sqrt(np.maximum(square + side * half, 0)) for side in (0, -1, 1))
     return middle, low, high
 
 
 def _variance(group: _Group) -> tuple[Array, Array, Array]:
     """The same of the variance's, by its size."""
-    value, half = group.tables["variance deviation"], group.tables["interval of it"]
+    value, half = (
+        group.tables["deviation of the variance"],
+        group.tables["interval of the variance"],
+    )
     size = np.abs(value)
     return size, np.maximum(size - half, 0), size + half
 
@@ -168,7 +174,7 @@ def _over_widths(
 def _means(axes: Axes, group: _Group) -> None:
     """Distances of means over steps, and where networks of the limit's mean would be."""
     middle, low, high = _mean(group)
-    noise = np.sqrt(group.tables["its noise"])
+    noise = np.sqrt(group.tables["noise of the mean"])
     for row, colour in enumerate(group.colours):
         known = np.isfinite(middle[row])
         steps = group.steps[known]
@@ -183,7 +189,10 @@ def _means(axes: Axes, group: _Group) -> None:
 
 def _variances(axes: Axes, group: _Group) -> None:
     """Sample variances over those of infinite width, over steps."""
-    value, half = group.tables["variance deviation"] + 1, group.tables["interval of it"]
+    value, half = (
+        group.tables["deviation of the variance"] + 1,
+        group.tables["interval of the variance"],
+    )
     for row, colour in enumerate(group.colours):
         known = np.isfinite(value[row])
         steps, one, wide = group.steps[known], value[row, known], half[row, known]

@@ -117,7 +117,8 @@ def cache_experiment(
             path = paths[entry.name]
             found.append(_fit(entry, path, members, stored[entry.name]))
             for reason, names in found[-1].left_out.items():
-                log.info("%s: left out %s: %s", entry.name, ", ".join(names), reason)
+                which = ", ".join(names) if len(names) < 3 else f"{len(names)} runs"
+                log.info("%s: --width inf of %s is left out: %s", entry.name, which, reason)
             table = path.with_suffix(".csv")
             write_csv(table, found[-1].exponents)
             experiment.publish(path, table)

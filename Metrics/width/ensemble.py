@@ -37,7 +37,7 @@ from Metrics.width.samples import FEWEST, Sample, sample
 from Metrics.width.store import Measurements
 from Metrics.width.theory import ChainTheory
 
-MEAN, VARIANCE = Quantity("mean deviation"), Quantity("variance deviation")
+MEAN, VARIANCE = Quantity("deviation of the mean"), Quantity("deviation of the variance")
 
 _OUTPUTS, _VARIANCES = Quantity("outputs"), Quantity("variances")
 _SHOWN = 3
@@ -173,11 +173,11 @@ def _law(group: Group, stored: Measurements, step: int) -> tuple[Array, Array] |
 
 _COLUMNS = {
     "networks": "networks",
-    "mean deviation squared": "mean",
-    "its interval": "mean_interval",
-    "its noise": "mean_noise",
-    "variance deviation": "variance",
-    "interval of it": "variance_interval",
+    "squared deviation of the mean": "mean",
+    "interval of the mean": "mean_interval",
+    "noise of the mean": "mean_noise",
+    "deviation of the variance": "variance",
+    "interval of the variance": "variance_interval",
     "means within": "mean_within",
     "variances within": "variance_within",
 }

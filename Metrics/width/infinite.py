@@ -96,6 +96,8 @@ def refused(metric: object, members: Sequence[Member]) -> dict[str, str]:
     """Why a metric does not measure the runs of infinite width among some, by their names."""
     infinite = {member.name: member for member in members if member.is_infinite}
     if not isinstance(metric, HasLimit):
-        return dict.fromkeys(infinite, "the metric is about weights, which it does not have")
+        return dict.fromkeys(
+            infinite, "the metric is about weights or single networks, which it has not"
+        )
     reasons = {name: metric.why_no_limit(member) for name, member in infinite.items()}
     return {name: reason for name, reason in reasons.items() if reason}

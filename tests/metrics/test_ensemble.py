@@ -164,20 +164,35 @@ def test_an_experiment_is_compared_at_every_step(ensemble: Path) -> None:
             mean = probe(ensemble, "inf", step, "logits")
             spread = np.sqrt(probe(ensemble, "inf", step, "variance"))[:, None]
             ratio = (f.var(0, ddof=1) / spread**2).mean() - 1
-            assert said["variance deviation"][row, column] == pytest.approx(ratio, abs=1e-9)
+            assert said["deviation of the variance"][row, column] == pytest.approx(ratio, abs=1e-9)
             d = (f.mean(0) - mean) / spread
             biased = np.mean(d**2) - np.mean(f.var(0, ddof=1) / spread**2) / NETWORKS
-            assert said["mean deviation squared"][row, column] == pytest.approx(biased, abs=1e-9)
+            assert said["squared deviation of the mean"][row, column] == pytest.approx(
+                biased, abs=1e-9
+            )
     assert (said["networks"][:-1] == NETWORKS).all()
-    narrow, *_, wide = said["variance deviation"][:-1, -1]
-    assert abs(narrow) > said["interval of it"][0, -1]
-    assert abs(wide) < 1.5 * said["interval of it"][-2, -1] < 0.5
+    narrow, *_, wide = said["deviation of the variance"][:-1, -1]
+    assert abs(narrow) > said["interval of the variance"][0, -1]
+    assert abs(wide) < 1.5 * said["interval of the variance"][-2, -1] < 0.5
     assert said["means within"][-2].min() > 0.7  # of wide ones, whose numbers depend on each other
     fits = {(e.quantity.name, e.step): e for e in found.exponents}
     assert all(one.predicted == (-1 if step else None) for (_, step), one in fits.items())
     slope = np.log(abs(wide / narrow)) / np.log(WIDTHS[1] / WIDTHS[0])
-    assert fits["variance deviation", 4].fit.exponent == pytest.approx(slope, abs=0.005)
+    assert fits["deviation of the variance", 4].fit.exponent == pytest.approx(slope, abs=0.005)
     assert "10 networks" in found.text()
+
+
+def test_the_mean_training_loss_is_that_of_infinite_width(ensemble: Path) -> None:
+    """Not the loss of the mean outputs, which misses their variance."""
+    with h5py.File(ensemble / "inf" / "feats" / "step4.h5") as file:
+        expected, of_mean = file["ensemble/train_loss"][()], file["metrics/train_loss"][()]
+    losses = []
+    for seed in range(NETWORKS):
+        with h5py.File(ensemble / f"w256-{seed}" / "feats" / "step4.h5") as file:
+            losses.append(file["metrics/train_loss"][()])
+    error = np.std(losses, ddof=1) / np.sqrt(NETWORKS)
+    assert abs(np.mean(losses) - expected) < 3 * error
+    assert np.mean(losses) - of_mean > 3 * error
 
 
 def test_new_networks_are_added(ensemble: Path) -> None:
@@ -188,8 +203,8 @@ def test_new_networks_are_added(ensemble: Path) -> None:
     said = tables(ensemble)
     assert said["networks"][0, 0] == NETWORKS + 1
     assert said["networks"][1, 0] == NETWORKS
-    assert said["variance deviation"][0, 2] != kept["variance deviation"][0, 2]
-    assert (said["variance deviation"][1] == kept["variance deviation"][1])[:-1].all()
+    assert said["deviation of the variance"][0, 2] != kept["deviation of the variance"][0, 2]
+    assert (said["deviation of the variance"][1] == kept["deviation of the variance"][1])[:-1].all()
 
 
 def tables_of(path: Path) -> dict[str, Any]:
