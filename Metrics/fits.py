@@ -187,7 +187,8 @@ def fit_power(
         power: what y is the power of.
 
     Returns:
-        the fit; ``None`` of a single width, or if a = 0 is as good: nothing is there.
+        the fit; ``None`` of a single width, if a = 0 is as good as any, or steeper powers than
+        the 4th are better.
     """
     if len(widths) < 2:
         return None
@@ -199,7 +200,8 @@ def fit_power(
     misfit = (np.square(values - sizes[:, None] * shapes) * weights).sum(1)
     best = int(np.argmin(misfit))
     inside = misfit <= misfit[best] + _NORMAL**2
-    if (np.square(values) * weights).sum() - misfit[best] <= _NORMAL**2:
+    found = (np.square(values) * weights).sum() - misfit[best] > _NORMAL**2
+    if not found or best in (0, len(exponents) - 1):
         return None
     ends = inside[0] or inside[-1]
     reach = np.inf if ends else np.abs(exponents[inside] - exponents[best]).max() / power

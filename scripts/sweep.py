@@ -65,7 +65,7 @@ class SweepConfig(Config):
     together: int = Field(
         1,
         ge=1,
-        description="Runs that differ in --seed, --init-seed and --lr and share their steps, by SGD.",
+        description="Runs that differ in seeds and --lr alone and share their steps, by SGD.",
     )
     retry_failed: bool = Field(
         False, description="Try runs that have failed or diverged once more."
