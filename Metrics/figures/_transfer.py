@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array
 from Metrics.figures._experiment import ExperimentCache, FittedExponent, joined
-from Metrics.figures._exponents import place_of_infinity, width_axis
+from Metrics.figures._exponents import LIMIT, place_of_infinity, width_axis
 from Metrics.figures._frame import Legend, add_header, header_height
 from Metrics.figures._layout import charts
 from Metrics.figures._options import NothingToDraw, Options
@@ -74,14 +74,16 @@ def draw_transfer(cache: ExperimentCache, options: Options) -> Figure:
     for row, group in enumerate(groups):
         over_rates, over_widths, over_steps = cells[3 * row : 3 * row + 3]
         _losses(over_rates.main, cache, group, colours)
-        _best(over_widths.main, cache, group, colours)
+        swept = len(np.unique(cache.rates[cache.groups == group])) > 1
+        (_best if swept else _last_over_widths)(over_widths.main, cache, group, colours)
         rate = _at_fixed_rate(over_steps.main, cache, group, colours)
         name = "" if group == "all" else style.plain(group, options.use_tex)
         over_rates.main.set_title(name or "last loss", loc="left")
-        over_widths.main.set_title(_movement(cache, group), loc="left")
+        said = _movement(cache, group) if swept else f"step {cache.steps[-1]}"
+        over_widths.main.set_title(said, loc="left")
         over_steps.main.set_title(f"at learning rate {rate:g}", loc="left")
         over_rates.main.set_ylabel(cache.ylabel)
-        over_widths.main.set_ylabel("best learning rate")
+        over_widths.main.set_ylabel("best learning rate" if swept else cache.ylabel)
         labels = ("learning rate", "width", "step")
         for cell, label in zip(cells[3 * row : 3 * row + 3], labels, strict=True):
             cell.main.set_xlabel(label, labelpad=2)
@@ -203,8 +205,7 @@ def _minima(cache: ExperimentCache, some: Any) -> tuple[Array, Array]:
 
 def _best(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[float, Any]) -> None:
     """The best learning rate of each width and seed, if it is inside of the sweep, and its fit."""
-    widths = cache.widths[np.isfinite(cache.widths)].astype(int)
-    width_axis(axes, widths, len(widths) < len(cache.widths))
+    widths = _width_axis(axes, cache)
     rates = cache.rates[cache.groups == group]
     style.log_ticks(axes, rates.min() / 1.2, rates.max() * 1.2)
     means: dict[float, float] = {}
@@ -223,6 +224,33 @@ def _best(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[float
         _power(axes, means, fit.exponent, {"color": style.GREY, **style.THIN})
         if fit.predicted is not None:
             _power(axes, means, float(fit.predicted), style.EXACT)
+
+
+def _width_axis(axes: Axes, cache: ExperimentCache) -> Array:
+    """With infinity, if some runs are there; returns the finite widths of all."""
+    widths: Array = cache.widths[np.isfinite(cache.widths)].astype(int)
+    width_axis(axes, widths, len(widths) < len(cache.widths))
+    return widths
+
+
+def _last_over_widths(
+    axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[float, Any]
+) -> None:
+    """The last loss of each width, where all runs have one learning rate."""
+    widths, drawn = _width_axis(axes, cache), []
+    for n, colour in colours.items():
+        losses = _last(cache)[(cache.groups == group) & (cache.widths == n)]
+        losses = losses[np.isfinite(losses)]
+        if not len(losses):
+            continue
+        x = n if np.isfinite(n) else place_of_infinity(widths)
+        mean = Mean.of(losses)
+        drawn.append(mean.value)
+        axes.plot([x] * len(losses), losses, ".", color=colour, markersize=2.5, alpha=0.6)
+        look = {"marker": "o", "markersize": 4} if np.isfinite(n) else LIMIT
+        axes.plot(x, mean.value, color=colour, zorder=5, **look)
+        axes.plot([x, x], mean.ends, color=colour, linewidth=1.0, zorder=5)
+    _limit(axes, drawn)
 
 
 def _power(axes: Axes, means: Mapping[float, float], exponent: float, look: Any) -> None:

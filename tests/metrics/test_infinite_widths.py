@@ -115,6 +115,20 @@ def test_losses_over_learning_rates_have_a_curve_at_infinity(sweep: Path) -> Non
     np.testing.assert_allclose(y, losses)
 
 
+def test_losses_at_one_learning_rate_are_drawn_over_widths(sweep: Path) -> None:
+    for n in (*WIDTHS, "inf"):
+        for rate in (0.1, 0.9):
+            shutil.rmtree(sweep / f"w{n}-{rate}")
+    (found,) = cached(sweep, "--metrics transfer")
+    axes = draw_transfer(read_experiment(found.path), Options()).axes[1]
+    (limit,) = [line for line in axes.lines if line.get_marker() == "D"]
+    x, y = (np.asarray(values, float) for values in limit.get_data())
+    assert [x[0], y[0]] == [32, of_limit(sweep, "transfer", "train loss/network")[2]]
+    loss = features(sweep, "w16-0.3", 2, "metrics/train_loss")
+    finite = [line.get_data() for line in axes.lines if line.get_marker() == "o"]
+    assert [float(np.asarray(y)[0]) for _, y in finite][1] == pytest.approx(loss)
+
+
 @pytest.mark.parametrize("loss", ["mse", "ce"])
 def test_no_metric_stumbles_over_infinity(
     tmp_path: Path, loss: str, capfd: pytest.CaptureFixture[str]
