@@ -40,6 +40,10 @@ from Metrics.width.theory import ChainTheory
 MEAN, VARIANCE = Quantity("deviation of the mean"), Quantity("deviation of the variance")
 
 _OUTPUTS, _VARIANCES = Quantity("outputs"), Quantity("variances")
+_NOT_EXTRACTED = (
+    "no step has outputs of enough networks and of infinite width; run extract.py for all, with "
+    "--probe logits"
+)
 _SHOWN = 3
 _LEAST = 1e-10
 """Of the variance at the start: where it is smaller by then, deviations are not told in it."""
@@ -86,6 +90,8 @@ class Ensemble(PerLayer):
         if self.silence(group, theory):
             return Together({}, [], [])
         found = _samples(group, stored)
+        if not found:
+            return Together({}, [], [_NOT_EXTRACTED])
         exponents = [
             exponent
             for step in sorted({step for _, step in found})
@@ -223,7 +229,7 @@ def _most_telling(group: Group, stored: Measurements, step: int) -> list[int]:
 
 def _lines(found: Mapping[tuple[int, int], Sample]) -> list[str]:
     """What the networks of each width say at the last step."""
-    last = max((step for _, step in found), default=0)
+    last = max(step for _, step in found)
     lines = [f"step {last}: how far the networks of each width are from infinite width"]
     for (n, step), one in found.items():
         if step == last:
@@ -232,4 +238,4 @@ def _lines(found: Mapping[tuple[int, int], Sample]) -> list[str]:
                 f"  {n}: mean {low:.3f} to {high:.3f} standard deviations, variance "
                 f"{one.variance:+.1%} ±{one.variance_interval:.1%} ({one.networks} networks)"
             )
-    return lines if len(lines) > 1 else []
+    return lines

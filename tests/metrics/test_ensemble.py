@@ -220,13 +220,14 @@ def tables_of(path: Path) -> dict[str, Any]:
         ("seeds", "runs differ in --seed, and so in data and probe batch; use --init-seed"),
         ("other", "no run of finite width has its --lr"),
         ("ce", "with --loss ce it begins at f = 0"),
+        ("extracted", "run extract.py for all, with --probe logits"),
     ],
 )
 def test_why_nothing_is_compared(
     ensemble: Path, change: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for run in sorted(ensemble.iterdir()):
-        keep = {"few": 3, "remove": 4, "other": 4, "ce": 4}.get(change, 0)
+        keep = {"few": 3, "remove": 4, "other": 4, "ce": 4, "extracted": 4}.get(change, 0)
         if run.name != "inf" and int(run.name.rpartition("-")[2]) >= keep:
             shutil.rmtree(run)
     inf = f"{CLOUDS} --width inf"
@@ -234,6 +235,10 @@ def test_why_nothing_is_compared(
         for seed in range(4):
             own = f"{CLOUDS} --width 4 --seed {seed}"
             extract_run(train_run(ensemble / f"s{seed}", own))
+    elif change == "extracted":
+        for step in (0, 2, 4):
+            RunFolder(ensemble / "inf").features(step).unlink()
+        extract_run(RunFolder(ensemble / "inf"), "--probe none")
     elif change != "few":
         shutil.rmtree(ensemble / "inf")
     if change == "other":

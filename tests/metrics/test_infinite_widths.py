@@ -17,8 +17,10 @@ from Metrics.figures._exponents import draw_sizes, place_of_infinity
 from Metrics.figures._options import Options
 from Metrics.figures._transfer import draw_transfer
 from Metrics.registry import OF_EXPERIMENTS
+from Metrics.width.members import Member, grouped, strays
 from tests.experiments import cached, plotted
 from tests.runs import extract_run, train_run
+from Utils.rundir import RunFolder
 
 TINY = (
     "--dataset gaussian-mixture --train-size 24 --test-size 12 --dimension 5 --classes 3 "
@@ -127,6 +129,29 @@ def test_losses_at_one_learning_rate_are_drawn_over_widths(sweep: Path) -> None:
     loss = features(sweep, "w16-0.3", 2, "metrics/train_loss")
     finite = [line.get_data() for line in axes.lines if line.get_marker() == "o"]
     assert [float(np.asarray(y)[0]) for _, y in finite][1] == pytest.approx(loss)
+
+
+def member(name: str, **flags: Any) -> Member:
+    return Member(RunFolder(Path("e") / name), {"lr": 0.1, "init_seed": None, **flags}, (0, 1))
+
+
+def test_the_limit_of_a_group_has_its_flags() -> None:
+    """Where initial weights have seeds of their own, also its seed; --lr if that tells groups."""
+    plain = [member(f"{n}-{lr}", width=n, seed=1, lr=lr) for n in (4, 8) for lr in (0.1, 0.2)]
+    limits = [member(f"i{lr}", width="inf", seed=2, lr=lr) for lr in (0.1, 0.3)]
+    low, high = grouped([*plain, *limits])
+    assert [m.name for m in low.limits] == ["i0.1"]
+    assert not high.limits
+    told = strays([*plain, *limits], [low, high])
+    assert told == {"i0.3": "no run of finite width has its --lr"}
+    (both,) = grouped([*plain, *limits], within=("lr",))
+    assert len(both.limits) == 2
+    drawn = [member(f"{s}-{i}", width=4, seed=s, init_seed=i) for s in (1, 2) for i in (3, 4)]
+    own = [member(f"i{s}", width="inf", seed=s) for s in (1, 2)]
+    groups = grouped([*drawn, *own])
+    assert [g.label for g in groups] == ["seed=1", "seed=2"]
+    assert [[m.name for m in g.limits] for g in groups] == [["i1"], ["i2"]]
+    assert [m.seed for m in groups[1].members] == [3, 4]
 
 
 @pytest.mark.parametrize("loss", ["mse", "ce"])
