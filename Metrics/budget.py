@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from Metrics.charges import EXACT
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
 from Metrics.predictions import APART
+from Training.registry import SGDS
 
 PARTS = ("decay", "kinetic", "leak")
 
@@ -28,7 +28,7 @@ class Budget:
         self._families = {f"{f.kind} {f.layer}": f for f in context.laws.families}
         # Under SGD the law's parts are compared with stored weights; under other optimizers
         # every step's weights are, in float64, and their rounding is part of the leak.
-        stored = context.hyperparameters["optimizer"] in EXACT
+        stored = context.hyperparameters["optimizer"] in SGDS
         dtype = str(context.hyperparameters["dtype"]) if stored else "float64"
         self._rounding = float(np.finfo(dtype).eps)
 

@@ -8,9 +8,7 @@ import numpy as np
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
 from Models.symmetry import Kind
-
-EXACT = frozenset(("sgd", "momentum"))
-"""The optimizers that keep the symmetries, so that laws hold."""
+from Training.registry import SGDS
 
 
 class ChargeMetric:
@@ -74,7 +72,7 @@ class ChargeMetric:
 
     def _reason(self, why: str) -> str:
         """Why gates of a family are closed, with the optimizer's part in it."""
-        if not why or self._optimizer in EXACT:
+        if not why or self._optimizer in SGDS:
             return why
         return f"{why}; {self._optimizer} breaks the symmetry, see the metric budget"
 

@@ -24,10 +24,13 @@ _NAMES = {
     "task",
     "overwrite",
 }
+_SAVED = {"save_at", "save_freq", "save_buffers", "observe_freq", "evaluate"}
+"""What is seen of a training, and does not change it."""
+
 _OF_LAWS = {"laws", "balance", "dtype"}
 """Flags in which the limit may differ from the networks: what is not looked for, and rounding."""
 
-_NO_AXIS = _NAMES | WITHOUT_EFFECT | {"save_at", "save_freq", "save_buffers", "observe_freq"}
+_NO_AXIS = _NAMES | WITHOUT_EFFECT | _SAVED
 """Flags that tell no two trainings of an experiment apart, or that are not an axis of their own."""
 
 

@@ -69,6 +69,8 @@ def assert_close(one: Any, other: Any, where: str = "") -> None:
         "--wd 1e-3",
         "--optimizer momentum --momentum 0.9 --dampening 0.1 --wd 1e-3 --warmup-steps 3",
         "--loss mse --lr-drops 1 --drop-last --no-balance",
+        "--param mup --wd 1e-3 --optimizer momentum --momentum 0.9",
+        "--param ntk --loss mse --warmup-steps 3",
     ],
 )
 def test_checkpoints_are_those_of_separate_runs(tmp_path: Path, flags: str) -> None:
@@ -89,24 +91,6 @@ def test_checkpoints_are_those_of_separate_runs(tmp_path: Path, flags: str) -> N
             assert_close(one, two)
         lines = [(r.logs / "metrics.jsonl").read_text().count("\n") for r in (run, other)]
         assert lines[0] == lines[1]
-
-
-@pytest.mark.parametrize(
-    "flags",
-    ["--param ntk --wd 1e-3", "--param ipllr --lr 1e-3 --optimizer momentum --momentum 0.5"],
-)
-def test_parametrized_networks_are_those_of_separate_runs(tmp_path: Path, flags: str) -> None:
-    """Learning rates and decay differ between parameters, and those of the first step."""
-    flags, members = f"{flags} --no-laws", ["--seed 1", "--init-seed 2", "--seed 3 --lr 2e-3"]
-    assert together(tmp_path / "together", flags, members) == [0, 0, 0]
-    runs = zip(folders(tmp_path / "together"), folders(tmp_path / "alone"), members, strict=True)
-    for one, other, own in runs:
-        assert train(config_of(other, f"{flags} {own}"), nullcontext(other)) == 0
-        start = checkpoint(other, 0)["model_state_dict"]
-        for step in other.checkpoint_steps():
-            left, right = checkpoint(one, step), checkpoint(other, step)
-            assert_close(left, right)
-        assert not torch.equal(start["fc1.weight"], right["model_state_dict"]["fc1.weight"])
 
 
 def test_init_seeds_are_of_initial_weights_alone(tmp_path: Path) -> None:
@@ -171,7 +155,6 @@ def test_later_stages_read_them(tmp_path: Path) -> None:
         (["--width 6", "--width 7"], "--width differs; only --seed, --init-seed and --lr may"),
         (["--optimizer adam"] * 2, "--optimizer is not for several at once"),
         (["--clip-norm 1"] * 2, "--clip-norm is not for several at once"),
-        (["--param ntk"] * 2, "--param without --no-laws is not for several at once"),
     ],
 )
 def test_what_cannot_be_trained_together(tmp_path: Path, flags: list[str], reason: str) -> None:
@@ -180,6 +163,15 @@ def test_what_cannot_be_trained_together(tmp_path: Path, flags: list[str], reaso
     assert why_not(configs) == reason
     with pytest.raises(UserError, match=reason):
         train_together(configs, runs)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--param ipllr --depth 4", "--param sp --wd 0.1 --wd-on matrices"]
+)
+def test_steps_that_differ_by_more_than_a_factor_are_refused(tmp_path: Path, flags: str) -> None:
+    outcome = "--wd-on is not" if "wd-on" in flags else "first steps have factors of their own"
+    with pytest.raises(UserError, match=outcome):
+        together(tmp_path, flags)
 
 
 def test_networks_with_running_statistics_are_refused(tmp_path: Path) -> None:
