@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -129,29 +130,41 @@ struct Rows {
 
 enum How { kMinus, kPlus, kTimes };
 
-// sum[j] += (a_f -+ b_f[j])^2 or a_f b_f[j], over features.
-template <typename T, How how>
-void accumulate(T* __restrict sum, const T* one, const T* __restrict other, Index count,
-                Index step, Index width) {
-  std::fill(sum, sum + width, T(0));
-  for (Index f = 0; f < count; f += kTogether) {
-    T a[kTogether];
-    for (Index k = 0; k < kTogether; ++k) a[k] = one[(f + k) * step];
-    const T* __restrict b = other + f * width;
-    for (Index j = 0; j < width; ++j) {
-      T total = 0;
+// Sum over features of (a_f[i] -+ b_f[j])^2 or a_f[i] b_f[j]: a plane [W, W] from [F, W] of each.
+template <typename T, How how, typename Width>
+void accumulate(T* __restrict sum, const T* __restrict one, const T* __restrict other, Index count,
+                Width W) {
+  for (Index i = 0; i < W; ++i, sum += W) {
+    for (Index f = 0; f < count; f += kTogether) {
+      T a[kTogether];
 #pragma GCC unroll 5
-      for (Index k = 0; k < kTogether; ++k) {
-        const T value = b[k * width + j];
-        if (how == kTimes) {
-          total += a[k] * value;
-        } else {
-          const T difference = how == kMinus ? a[k] - value : a[k] + value;
-          total += difference * difference;
+      for (Index k = 0; k < kTogether; ++k) a[k] = one[(f + k) * W + i];
+      const T* __restrict b = other + f * W;
+      for (Index j = 0; j < W; ++j) {
+        T total = 0;
+#pragma GCC unroll 5
+        for (Index k = 0; k < kTogether; ++k) {
+          const T value = b[k * W + j];
+          if (how == kTimes) {
+            total += a[k] * value;
+          } else {
+            const T difference = how == kMinus ? a[k] - value : a[k] + value;
+            total += difference * difference;
+          }
         }
+        sum[j] = f ? sum[j] + total : total;
       }
-      sum[j] += total;
     }
+  }
+}
+
+// Calls with the width as a constant where that is usual, so that rows become a few instructions.
+template <typename Call>
+void by_width(Index width, const Call& call) {
+  if (width == 32) {
+    call(std::integral_constant<Index, 32>());
+  } else {
+    call(width);
   }
 }
 
@@ -171,8 +184,7 @@ class Slabs {
       if (plan.column(k, kKind) == kAffine) frame_ = std::max(frame_, frame(k));
     }
     frames_.resize(3 * frame_ * frame_);
-    row_.resize(width);
-    slope_.resize(width);
+    plane_.resize(width * width);
     pooled_.resize(plan.outputs1 * width);
     corner_.resize(plan.outputs1 * plan.outputs1);
   }
@@ -196,7 +208,7 @@ class Slabs {
  private:
   const Plan<T>& plan_;
   Index largest_ = 0, frame_ = 0, one_ = 0, other_ = 0, offset_ = 0;
-  std::vector<T> memory_, frames_, row_, slope_, pooled_;
+  std::vector<T> memory_, frames_, plane_, pooled_;
   std::vector<double> corner_;
 
   T* slab(Index slot, Index which) { return memory_.data() + (3 * slot + which) * largest_; }
@@ -230,29 +242,35 @@ class Slabs {
     const Index count = plan_.counts[k];
     for (Index p = rows.first; p < rows.last; ++p) {
       const Index partner = rows.partner(p), start = rows.plane(p) * W * W;
-      const T* a = features(plan_.one, k, one_, p);
-      const T* b = features(plan_.other, k, other_, partner);
-      for (Index i = 0; i < W; ++i) {
-        T* x = slab(slot, 0) + start + i * W;
-        if (!plan_.angles) {
-          accumulate<T, kTimes>(x, a + i, b, count, W, W);
-          continue;
-        }
-        const T* s = roots(plan_.other, value, other_, partner);
-        const T half = roots(plan_.one, value, one_, p)[i] / 2;
-        accumulate<T, kMinus>(x, a + i, b, count, W, W);
-        for (Index j = 0; j < W; ++j) x[j] *= half * s[j];
-        if (!plan_.column(k, kOpposite)) continue;
-        T* y = slab(slot, 1) + start + i * W;
-        accumulate<T, kPlus>(y, a + i, b, count, W, W);
-        for (Index j = 0; j < W; ++j) y[j] *= half * s[j];
+      const T *a = features(plan_.one, k, one_, p), *b = features(plan_.other, k, other_, partner);
+      T *x = slab(slot, 0) + start, *y = slab(slot, 1) + start;
+      if (!plan_.angles) {
+        accumulate<T, kTimes>(x, a, b, count, W);
+        continue;
       }
+      const T* roots = this->roots(plan_.one, value, one_, p);
+      const T* others = this->roots(plan_.other, value, other_, partner);
+      accumulate<T, kMinus>(x, a, b, count, W);
+      halve(x, roots, others, W);
+      if (!plan_.column(k, kOpposite)) continue;
+      accumulate<T, kPlus>(y, a, b, count, W);
+      halve(y, roots, others, W);
+    }
+  }
+
+  // A plane times s / 2.
+  template <typename Width>
+  void halve(T* __restrict plane, const T* roots, const T* __restrict others, Width W) {
+    for (Index i = 0; i < W; ++i, plane += W) {
+      const T half = roots[i] / 2;
+      for (Index j = 0; j < W; ++j) plane[j] *= half * others[j];
     }
   }
 
   // Sums of rows over a window, with a frame for what the window reads beyond them.
-  void gather(Index k, const Rows& rows, Index p, const T* planes, T* frame, Index side) {
-    const Index W = width(plan_.column(k, kIn)), pad = plan_.column(k, kPadding1);
+  template <typename Width>
+  void gather(Index k, const Rows& rows, Index p, const T* planes, T* frame, Index side, Width W) {
+    const Index pad = plan_.column(k, kPadding1);
     T* inner = frame + pad * side + pad;
     bool first = true;
     for (Index tap = 0; tap < plan_.column(k, kSize0); ++tap) {
@@ -264,7 +282,7 @@ class Slabs {
         T* __restrict to = inner + i * side;
         const T* __restrict from = plane + i * W;
         if (first) {
-          std::memcpy(to, from, W * sizeof(T));
+          for (Index j = 0; j < W; ++j) to[j] = from[j];
         } else {
           for (Index j = 0; j < W; ++j) to[j] += from[j];
         }
@@ -285,173 +303,173 @@ class Slabs {
     }
   }
 
-  // Sums along the diagonal: one row of the result.
-  void diagonal(Index k, const T* frame, Index side, Index i, T* __restrict result, Index W) {
-    const Index stride = plan_.column(k, kStride1), dilation = plan_.column(k, kDilation1);
-    const Index size = plan_.column(k, kSize1);
-    const T* from = frame + i * stride * side;
-    const Index step = dilation * (side + 1);
-    if (size == 3 && stride == 1) {
-      const T *a = from, *b = from + step, *c = from + 2 * step;
-      for (Index j = 0; j < W; ++j) result[j] = a[j] + b[j] + c[j];
-      return;
-    }
-    std::fill(result, result + W, T(0));
-    for (Index tap = 0; tap < size; ++tap, from += step) {
-      if (stride == 1) {
-        for (Index j = 0; j < W; ++j) result[j] += from[j];
-      } else {
+  // Sums along the diagonal: a plane of the result.
+  template <typename Width>
+  void diagonal(Index k, const T* frame, Index side, T* __restrict result, Width W) {
+    const Index stride = plan_.column(k, kStride1), size = plan_.column(k, kSize1);
+    const Index step = plan_.column(k, kDilation1) * (side + 1);
+    for (Index i = 0; i < W; ++i, result += W, frame += stride * side) {
+      if (size == 3 && stride == 1) {
+        const T *a = frame, *b = frame + step, *c = frame + 2 * step;
+        for (Index j = 0; j < W; ++j) result[j] = a[j] + b[j] + c[j];
+        continue;
+      }
+      for (Index j = 0; j < W; ++j) result[j] = frame[j * stride];
+      for (Index tap = 1; tap < size; ++tap) {
+        const T* from = frame + tap * step;
         for (Index j = 0; j < W; ++j) result[j] += from[j * stride];
       }
     }
   }
 
   void affine(Index k) {
-    const Index in = plan_.column(k, kIn), out = plan_.column(k, kOut), W = width(out);
+    const Index in = plan_.column(k, kIn), out = plan_.column(k, kOut);
     const Rows before = rows(in), after = rows(out);
     const Index from = plan_.column(k, kFrom), to = plan_.column(k, kTo), side = frame(k);
-    const bool tangent = plan_.column(k, kMakesTangent), had = plan_.column(k, kTangent);
-    const bool opposite = plan_.column(k, kOpposite);
+    const bool used[] = {true, bool(plan_.column(k, kOpposite)), bool(plan_.column(k, kTangent))};
     std::fill(frames_.begin(), frames_.end(), T(0));
     for (Index p = after.first; p < after.last; ++p) {
-      const bool used[] = {true, opposite, had};
+      T* planes[3];
       for (Index which = 0; which < 3; ++which) {
-        if (used[which]) gather(k, before, p, slab(from, which), frame_of(which), side);
+        T* frame = frames_.data() + which * frame_ * frame_;
+        planes[which] = slab(to, which) + after.plane(p) * width(out) * width(out);
+        if (!used[which]) continue;
+        by_width(width(in), [&](auto W) { gather(k, before, p, slab(from, which), frame, side, W); });
+        by_width(width(out), [&](auto W) { diagonal(k, frame, side, planes[which], W); });
       }
-      const Index start = after.plane(p) * W * W;
-      for (Index i = 0; i < W; ++i) {
-        T* rows[3];
-        for (Index which = 0; which < 3; ++which) {
-          rows[which] = slab(to, which) + start + i * W;
-          if (used[which]) diagonal(k, frame_of(which), side, i, rows[which], W);
-        }
-        affine_row(k, p, after.partner(p), i, rows[0], rows[1], rows[2], tangent, had, opposite);
-      }
+      by_width(width(out), [&](auto W) {
+        weigh(k, p, after.partner(p), planes[0], planes[1], planes[2], W);
+      });
     }
   }
 
-  T* frame_of(Index which) { return frames_.data() + which * frame_ * frame_; }
-
-  // One row, of which the windows are summed.
-  void affine_row(Index k, Index p, Index partner, Index i, T* __restrict x, T* __restrict y,
-                  T* __restrict t, bool tangent, bool had, bool opposite) {
-    const Index out = plan_.column(k, kOut), W = width(out);
+  // A plane over which windows are summed, with variances of weights and biases.
+  template <typename Width>
+  void weigh(Index k, Index p, Index partner, T* __restrict x, T* __restrict y, T* __restrict t,
+             Width W) {
+    const Index out = plan_.column(k, kOut);
     const T scale = plan_.number(k, kFirst), bias = plan_.number(k, kSecond);
     const T ratio = plan_.number(k, kThird), shift = plan_.number(k, kFourth);
+    const bool tangent = plan_.column(k, kMakesTangent), opposite = plan_.column(k, kOpposite);
+    const T old = plan_.column(k, kTangent) ? scale : T(0);
+    if (tangent && old == 0) std::fill(t, t + W * W, T(0));
     if (!plan_.angles) {
-      for (Index j = 0; j < W; ++j) x[j] = scale * x[j] + bias;
-      if (!tangent) return;
-      for (Index j = 0; j < W; ++j) t[j] = ratio * x[j] + shift + (had ? scale * t[j] : T(0));
+      for (Index j = 0; j < W * W; ++j) x[j] = scale * x[j] + bias;
+      for (Index j = 0; tangent && j < W * W; ++j) t[j] = ratio * x[j] + shift + old * t[j];
       return;
     }
-    T* __restrict apart = row_.data();
-    accumulate<T, kMinus>(apart, features(plan_.one, k, one_, p) + i,
-                          features(plan_.other, k, other_, partner), plan_.counts[k], W, W);
-    const T* __restrict s = roots(plan_.other, out, other_, partner);
-    const T root = roots(plan_.one, out, one_, p)[i], half = root / 2;
-    if (opposite) {
-      for (Index j = 0; j < W; ++j) y[j] = scale * y[j] + half * s[j] * apart[j] + 2 * bias;
-    }
-    for (Index j = 0; j < W; ++j) x[j] = scale * x[j] + half * s[j] * apart[j];
-    if (!tangent) return;
-    if (had) {
-      for (Index j = 0; j < W; ++j) t[j] = ratio * (root * s[j] - x[j]) + shift + scale * t[j];
-    } else {
-      for (Index j = 0; j < W; ++j) t[j] = ratio * (root * s[j] - x[j]) + shift;
+    const T* __restrict apart = plane_.data();
+    accumulate<T, kMinus>(plane_.data(), features(plan_.one, k, one_, p),
+                          features(plan_.other, k, other_, partner), plan_.counts[k], W);
+    const T* __restrict roots = this->roots(plan_.one, out, one_, p);
+    const T* __restrict others = this->roots(plan_.other, out, other_, partner);
+    for (Index i = 0; i < W; ++i, x += W, y += W, t += W, apart += W) {
+      const T root = roots[i], half = root / 2;
+      for (Index j = 0; j < W; ++j) x[j] = scale * x[j] + half * others[j] * apart[j];
+      if (opposite) {
+        for (Index j = 0; j < W; ++j) {
+          y[j] = scale * y[j] + half * others[j] * apart[j] + 2 * bias;
+        }
+      }
+      if (!tangent) continue;
+      for (Index j = 0; j < W; ++j) {
+        t[j] = ratio * (root * others[j] - x[j]) + shift + old * t[j];
+      }
     }
   }
 
   void sum(Index k) {
-    const Index out = plan_.column(k, kOut), W = width(out);
+    const Index out = plan_.column(k, kOut), W = width(out), to = plan_.column(k, kTo);
     const Rows rows = this->rows(out);
     const Index slots[] = {plan_.column(k, kFrom), plan_.column(k, kOther)};
-    const Index to = plan_.column(k, kTo);
-    const bool tangents[] = {bool(plan_.column(k, kTangent)), bool(plan_.column(k, kOtherTangent))};
-    const bool opposite = plan_.column(k, kOpposite);
-    T* __restrict apart = row_.data();
+    const T one = plan_.column(k, kTangent), other = plan_.column(k, kOtherTangent);
+    std::fill(plane_.begin(), plane_.end(), T(0));
     for (Index p = rows.first; p < rows.last; ++p) {
-      const Index partner = rows.partner(p);
-      const T* __restrict s = roots(plan_.other, out, other_, partner);
-      for (Index i = 0; i < W; ++i) {
-        const Index start = rows.plane(p) * W * W + i * W;
-        if (plan_.angles) {
-          accumulate<T, kMinus>(apart, features(plan_.one, k, one_, p) + i,
-                                features(plan_.other, k, other_, partner), plan_.counts[k], W, W);
-          const T half = roots(plan_.one, out, one_, p)[i] / 2;
-          for (Index j = 0; j < W; ++j) apart[j] *= half * s[j];
-        } else {
-          std::fill(apart, apart + W, T(0));
-        }
-        for (Index which = 0; which < 1 + opposite; ++which) {
-          const T *a = slab(slots[0], which) + start, *b = slab(slots[1], which) + start;
-          T* x = slab(to, which) + start;
-          for (Index j = 0; j < W; ++j) x[j] = a[j] + b[j] + apart[j];
-        }
-        const T *a = slab(slots[0], 2) + start, *b = slab(slots[1], 2) + start;
-        T* t = slab(to, 2) + start;
-        for (Index j = 0; j < W && (tangents[0] || tangents[1]); ++j) {
-          t[j] = (tangents[0] ? a[j] : T(0)) + (tangents[1] ? b[j] : T(0));
-        }
+      const Index partner = rows.partner(p), start = rows.plane(p) * W * W;
+      if (plan_.angles) {
+        accumulate<T, kMinus>(plane_.data(), features(plan_.one, k, one_, p),
+                              features(plan_.other, k, other_, partner), plan_.counts[k], W);
+        halve(plane_.data(), roots(plan_.one, out, one_, p),
+              roots(plan_.other, out, other_, partner), W);
       }
+      for (Index which = 0; which < 1 + plan_.column(k, kOpposite); ++which) {
+        const T *a = slab(slots[0], which) + start, *b = slab(slots[1], which) + start;
+        T* x = slab(to, which) + start;
+        EACH_ALONE
+        for (Index j = 0; j < W * W; ++j) x[j] = a[j] + b[j] + plane_[j];
+      }
+      if (one == 0 && other == 0) continue;
+      const T *a = slab(slots[0], 2) + start, *b = slab(slots[1], 2) + start;
+      T* t = slab(to, 2) + start;
+      EACH_ALONE
+      for (Index j = 0; j < W * W; ++j) t[j] = (one ? a[j] : T(0)) + (other ? b[j] : T(0));
     }
   }
 
   // q <- K(q), t <- t K' of a min(x, 0) + b max(x, 0); in place or not.
   void piecewise(Index k) {
-    const Index value = plan_.column(k, kIn), W = width(value);
+    const Index value = plan_.column(k, kIn), from = plan_.column(k, kFrom);
+    const Index to = plan_.column(k, kTo);
     const Rows rows = this->rows(value);
-    const Index from = plan_.column(k, kFrom), to = plan_.column(k, kTo);
-    const bool tangent = plan_.column(k, kTangent), opposite = plan_.column(k, kOpposite);
-    const T once = plan_.number(k, kFourth), never = plan_.number(k, kFifth);
-    T* slope = slope_.data();
     for (Index p = rows.first; p < rows.last; ++p) {
-      const Index partner = rows.partner(p);
-      const T* one = roots(plan_.one, value, one_, p);
-      const T* inverse = row(plan_.one.inverses[k], value, one_, p);
-      const T* __restrict others = roots(plan_.other, value, other_, partner);
-      const T* inverses = row(plan_.other.inverses[k], value, other_, partner);
-      for (Index i = 0; i < W; ++i) {
-        const Index start = rows.plane(p) * W * W + i * W;
-        const T *x = slab(from, 0) + start, *y = opposite ? slab(from, 1) + start : nullptr;
-        T* result = slab(to, 0) + start;
-        if (opposite) {
-          turn<true>(k, x, y, result, slope, one[i], inverse[i], others, inverses, W);
+      const Index start = rows.plane(p) * width(value) * width(value);
+      const T *x = slab(from, 0) + start, *y = slab(from, 1) + start, *t = slab(from, 2) + start;
+      T *result = slab(to, 0) + start, *product = slab(to, 2) + start;
+      by_width(width(value), [&](auto W) {
+        if (plan_.column(k, kOpposite)) {
+          turn<true>(k, p, rows.partner(p), x, y, result, W);
         } else {
-          turn<false>(k, x, x, result, slope, one[i], inverse[i], others, inverses, W);
+          turn<false>(k, p, rows.partner(p), x, y, result, W);
         }
-        if (!tangent) continue;
-        if (plan_.column(k, kZeros)) {  // some variance is zero: f'(0) in the place of f'
-          for (Index j = 0; j < W; ++j) {
-            const bool none = one[i] == 0 && others[j] == 0;
-            if (one[i] == 0 || others[j] == 0) slope[j] = none ? never : once;
-          }
-        }
-        const T* t = slab(from, 2) + start;
-        T* product = slab(to, 2) + start;
+        if (!plan_.column(k, kTangent)) return;
+        if (plan_.column(k, kZeros)) mend(k, p, rows.partner(p));
+        const T* slope = plane_.data();
         EACH_ALONE
-        for (Index j = 0; j < W; ++j) product[j] = t[j] * slope[j];
+        for (Index j = 0; j < W * W; ++j) product[j] = t[j] * slope[j];
+      });
+    }
+  }
+
+  template <bool opposite, typename Width>
+  void turn(Index k, Index p, Index partner, const T* x, const T* y, T* result, Width W) {
+    const Index value = plan_.column(k, kIn);
+    const T r = plan_.number(k, kFirst), square = plan_.number(k, kSecond);
+    const T kink = plan_.number(k, kThird), share = r / T(M_PI);
+    const T* __restrict roots = this->roots(plan_.one, value, one_, p);
+    const T* __restrict others = this->roots(plan_.other, value, other_, partner);
+    const T* __restrict inverse = row(plan_.one.inverses[k], value, one_, p);
+    const T* __restrict inverses = row(plan_.other.inverses[k], value, other_, partner);
+    T* __restrict slope = plane_.data();
+    for (Index i = 0; i < W; ++i, x += W, y += W, result += W, slope += W) {
+      const T scale = square * roots[i], divisor = inverse[i];
+      EACH_ALONE
+      for (Index j = 0; j < W; ++j) {
+        const T factor = divisor * inverses[j], u = x[j] * factor;
+        const T v = opposite ? y[j] * factor : 2 - u;  // 1 + cosine
+        const bool acute = u <= v;
+        T least = acute ? u : v;
+        least = least > 0 ? least : T(0);
+        const auto [theta, rise] = angle(least);
+        const T near = u - share * rise, far = (2 - r) + (r - 1) * v - share * rise;
+        T turned = acute ? near : far;
+        turned = turned > 0 ? turned : T(0);
+        result[j] = scale * others[j] * turned;
+        slope[j] = square - kink * (acute ? theta : T(M_PI) - theta);
       }
     }
   }
 
-  template <bool opposite>
-  void turn(Index k, const T* x, const T* y, T* result, T* __restrict slope, T root, T inverse,
-            const T* __restrict roots, const T* __restrict inverses, Index W) const {
-    const T r = plan_.number(k, kFirst), square = plan_.number(k, kSecond);
-    const T kink = plan_.number(k, kThird), share = r / T(M_PI), scale = square * root;
-    EACH_ALONE
-    for (Index j = 0; j < W; ++j) {
-      const T factor = inverse * inverses[j], u = x[j] * factor;
-      const T p = opposite ? y[j] * factor : 2 - u;
-      const bool acute = u <= p;
-      T least = acute ? u : p;
-      least = least > 0 ? least : T(0);
-      const auto [theta, rise] = angle(least);
-      const T near = u - share * rise, far = (2 - r) + (r - 1) * p - share * rise;
-      T turned = acute ? near : far;
-      turned = turned > 0 ? turned : T(0);
-      result[j] = scale * roots[j] * turned;
-      slope[j] = square - kink * (acute ? theta : T(M_PI) - theta);
+  // f'(0) in the place of f' where a variance is zero.
+  void mend(Index k, Index p, Index partner) {
+    const Index value = plan_.column(k, kIn), W = width(value);
+    const T once = plan_.number(k, kFourth), twice = plan_.number(k, kFifth);
+    const T* roots = this->roots(plan_.one, value, one_, p);
+    const T* others = this->roots(plan_.other, value, other_, partner);
+    for (Index i = 0; i < W; ++i) {
+      for (Index j = 0; j < W; ++j) {
+        if (roots[i] != 0 && others[j] != 0) continue;
+        plane_[i * W + j] = roots[i] == 0 && others[j] == 0 ? twice : once;
+      }
     }
   }
 
@@ -471,7 +489,7 @@ class Slabs {
         const Index start = rows.plane(p) * W * W + i * W;
         const T *x = slab(from, 0) + start, *t = slab(from, 2) + start;
         T *result = slab(to, 0) + start, *product = slab(to, 2) + start;
-        T* __restrict slopes = slope_.data();
+        T* __restrict slopes = plane_.data();
         EACH_ALONE
         for (Index j = 0; j < W; ++j) {
           const T root = one[i] * others[j], y = twice * x[j], size = std::abs(y);
