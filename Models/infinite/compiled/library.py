@@ -26,7 +26,7 @@ SOURCE = Path(__file__).with_name("slab.cpp")
 
 _NAME = "learning_mechanics_slab"
 
-_FLAGS = ("-O3", "-std=c++17", "-pthread", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math")
 
 _INSTRUCTIONS = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"),
@@ -73,7 +73,13 @@ def place() -> Path:
 
 
 def _flags() -> tuple[str, ...]:
-    return (*_FLAGS, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ()))
+    instructions = _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ())
+    return (*_FLAGS, *instructions, *_threads())
+
+
+def _threads() -> list[str]:
+    """OpenMP, where the compiler is sure to have it; elsewhere one thread does all."""
+    return ["-fopenmp"] if sys.platform == "linux" else []
 
 
 def _load(library: Path) -> None:
@@ -98,7 +104,7 @@ def _compile(library: Path) -> None:
             _NAME,
             [str(SOURCE)],
             extra_cflags=list(_flags()),
-            extra_ldflags=["-pthread"],
+            extra_ldflags=_threads(),
             build_directory=folder,
             is_python_module=False,
         )

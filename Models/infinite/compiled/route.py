@@ -16,7 +16,7 @@ from Models.infinite.program import INPUT
 _TOGETHER = 5
 """Features are read so many at a time; as in slab.cpp."""
 
-_GROUPS = 8
+_GROUPS = 4
 """Partial sums per pair, whatever the number of threads; as in slab.cpp."""
 
 
@@ -58,12 +58,13 @@ def pooled(
         torch.zeros(n, m, dtype=torch.bool) if same is None else same.contiguous(),
     ]
     end = [1 + max(slots.values()), program.angles, stack.wraps, stack.end, slots[stack.end]]
-    sums = torch.zeros(n, m, _GROUPS, 2, *2 * program.sizes[stack.pool], dtype=torch.float64)
+    shape = (n, m, _GROUPS, 1 + has_tangent, *2 * program.sizes[stack.pool])
+    sums = torch.zeros(shape, dtype=torch.float64)
     torch.ops.learning_mechanics_slab.pooled(
         tables, maps[0], maps[1], [*map(int, end), int(has_tangent)], sums
     )
-    q, t = sums.sum(2).to(inputs[0].dtype).permute(2, 3, 4, 5, 6, 0, 1).contiguous()
-    return State(q, None, t if has_tangent else None)
+    found = sums.sum(2).to(inputs[0].dtype).permute(2, 3, 4, 5, 6, 0, 1).contiguous()
+    return State(found[0], None, found[1] if has_tangent else None)
 
 
 def _features(

@@ -12,10 +12,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -42,7 +40,7 @@ enum Number { kFirst, kSecond, kThird, kFourth, kFifth, kNumbers };
 #endif
 
 constexpr Index kTogether = 5;  // features that are read in one pass; their number is a multiple
-constexpr Index kGroups = 8;    // tasks per pair, whatever the number of threads: sums stay the same
+constexpr Index kGroups = 4;    // tasks per pair, whatever the number of threads: sums stay the same
 
 // asin(sqrt z) / sqrt z on [0, 1/2], interpolated at Chebyshev's nodes to the format's rounding.
 template <typename T>
@@ -589,38 +587,26 @@ std::vector<const T*> pointers(const Tensors& tensors) {
   return result;
 }
 
-// As many threads as torch uses; which of them does a task does not matter.
-template <typename Make>
-void spread(Index tasks, const Make& make) {
-  std::atomic<Index> next{0};
-  const auto work = [&] {
-    auto task = make();
-    for (Index k = next++; k < tasks; k = next++) task(k);
-  };
-  std::vector<std::thread> threads;
-  for (Index k = 1; k < std::min<Index>(tasks, at::get_num_threads()); ++k) {
-    threads.emplace_back(work);
-  }
-  work();
-  for (auto& thread : threads) thread.join();
-}
-
 template <typename T>
 void compute(const Plan<T>& plan, const at::Tensor& offsets, const at::Tensor& same, double* sums) {
   const Index pairs = same.numel(), m = same.size(1), count = offsets.size(0);
-  const Index outputs = plan.outputs();
+  const Index outputs = plan.outputs(), kernels = 1 + plan.end_tangent;
   const bool* twins = same.const_data_ptr<bool>();
   const Index* shifts = offsets.const_data_ptr<Index>();  // [count, 2]: delta, how often if twins
-  spread(pairs * kGroups, [&] {
-    return [&, slabs = Slabs<T>(plan)](Index task) mutable {
+  // As many threads as torch uses; which of them does a task does not matter.
+#pragma omp parallel num_threads(std::min<int>(pairs * kGroups, at::get_num_threads()))
+  {
+    Slabs<T> slabs(plan);
+#pragma omp for schedule(dynamic)
+    for (Index task = 0; task < pairs * kGroups; ++task) {
       const Index pair = task / kGroups;
-      double* q = sums + task * 2 * outputs;
+      double* q = sums + task * kernels * outputs;
       for (Index k = task % kGroups; k < count; k += kGroups) {
         const Index times = twins[pair] ? shifts[2 * k + 1] : 1;
         if (times) slabs.run(pair / m, pair % m, shifts[2 * k], times == 2, q, q + outputs);
       }
-    };
-  });
+    }
+  }
 }
 
 template <typename T>
