@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def _threads() -> list[str]:
 def _load(library: Path) -> None:
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(library.parent / "lock"):
+        with alone(library.parent / "lock"):
             if not library.exists():
                 _compile(library)
                 return
@@ -93,7 +94,11 @@ def _load(library: Path) -> None:
 
 
 def _compile(library: Path) -> None:
-    from torch.utils.cpp_extension import load
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"there is no C++ compiler ({compiler})")
+    with _quiet("torch.utils.cpp_extension"):  # it looks for CUDA
+        from torch.utils.cpp_extension import load
 
     _LOG.warning("compiling %s, once, some 20 s", SOURCE.name)
     with (
@@ -112,8 +117,14 @@ def _compile(library: Path) -> None:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Waits for another process that compiles; torch's own lock outlives one that was killed."""
+def alone(lock: Path) -> Iterator[None]:
+    """Waits for another process that compiles.
+
+    Torch's own lock would outlive a process that was killed, and stop all others for ever.
+
+    Args:
+        lock: a file; what matters is which process holds it.
+    """
     import fcntl
 
     with lock.open("w") as file:
@@ -130,3 +141,14 @@ def _ninja_of_this_environment() -> Iterator[None]:
         yield
     finally:
         os.environ["PATH"] = before
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

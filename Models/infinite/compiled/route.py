@@ -116,7 +116,7 @@ def _images(x: Tensor) -> Tensor:
 
 
 def _table(stack: Stack, sides: dict[int, Sides], tangent: bool) -> tuple[Tensor, bool]:
-    """The instructions in numbers, the columns of slab.cpp; whether the end has a tangent kernel."""
+    """The instructions, in the columns of slab.cpp; whether the end has a tangent kernel."""
     slots = stack.slots()
     has = {INPUT: False}
     rows = []

@@ -213,14 +213,13 @@ class _Lowering:
         if read in self._padded:
             pad = self._steps[read].layer
             assert isinstance(pad, Pad)
-            size, out = self._program.sizes[raw.reads[0]], self._program.sizes[raw.value]
-            windows = tuple(
-                _circular(window, source, count)
-                for window, source, count in zip(windows, pad.sources, size, strict=True)
-            )
-            if size != out or self._program.strides[raw.value] != 1:
+            padded = _zeros if pad.shifts else _circular
+            sizes = self._program.sizes[raw.reads[0]]
+            windows = tuple(map(padded, windows, pad.sources, sizes))
+            circular = not pad.shifts
+            if circular and self._program.sizes[raw.value] != sizes:
                 raise _NotCompiledError
-            self._paddings.add(True)
+            self._paddings.add(circular)
         elif windows != (Window(1), Window(1)):
             self._paddings.add(False)
         rates, taps = layer.rates, prod(w.size for w in windows)
@@ -244,6 +243,13 @@ def _ancestors(program: Program, end: int) -> dict[int, Step]:
             found.add(k)
             wanted += program.steps[k - 1].inputs
     return {k: program.steps[k - 1] for k in sorted(found)}
+
+
+def _zeros(window: Window, source: Sequence[int], count: int) -> Window:
+    """The window with zeros before it, its own and others."""
+    if sum(k >= 0 for k in source) != count:
+        raise _NotCompiledError
+    return replace(window, padding=window.padding + source.index(0))
 
 
 def _circular(window: Window, source: Sequence[int], count: int) -> Window:
