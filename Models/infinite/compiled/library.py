@@ -90,7 +90,7 @@ def _load(library: Path) -> None:
             if not library.exists():
                 _compile(library)
                 return
-    torch.ops.load_library(library)
+    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
 
 
 def _compile(library: Path) -> None:

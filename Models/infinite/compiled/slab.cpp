@@ -23,7 +23,7 @@ namespace {
 using Index = int64_t;
 using Tensors = std::vector<at::Tensor>;
 
-enum Kind { kInput, kAffine, kSum, kPiecewise, kErf };
+enum Kind { kInput, kAffine, kSum, kScale, kPiecewise, kErf };
 
 // The columns of the table of steps, and of that of their numbers; as in stack.py.
 enum Column {
@@ -196,6 +196,7 @@ class Slabs {
         case kInput: input(k); break;
         case kAffine: affine(k); break;
         case kSum: sum(k); break;
+        case kScale: scale(k); break;
         case kPiecewise: piecewise(k); break;
         case kErf: erf(k); break;
       }
@@ -401,6 +402,22 @@ class Slabs {
       T* t = slab(to, 2) + start;
       EACH_ALONE
       for (Index j = 0; j < W * W; ++j) t[j] = (one ? a[j] : T(0)) + (other ? b[j] : T(0));
+    }
+  }
+
+  // Multiplication by a number, of which this is the square.
+  void scale(Index k) {
+    const Index value = plan_.column(k, kIn), size = width(value) * width(value);
+    const Rows rows = this->rows(value);
+    const bool used[] = {true, bool(plan_.column(k, kOpposite)), bool(plan_.column(k, kTangent))};
+    const T square = plan_.number(k, kFirst);
+    for (Index which = 0; which < 3; ++which) {
+      const T* from = slab(plan_.column(k, kFrom), which);
+      T* to = slab(plan_.column(k, kTo), which);
+      EACH_ALONE
+      for (Index j = 0; used[which] && j < (rows.last - rows.first) * size; ++j) {
+        to[j] = square * from[j];
+      }
     }
   }
 

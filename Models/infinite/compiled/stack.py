@@ -15,7 +15,7 @@ from Models.infinite.duals.closed import Erf
 from Models.infinite.duals.piecewise import FAR_FROM_ANTIPODES, PiecewiseLinear
 from Models.infinite.layers.affine import Affine
 from Models.infinite.layers.layer import Layer
-from Models.infinite.layers.pointwise import Nonlinearity, Sum
+from Models.infinite.layers.pointwise import Nonlinearity, Scale, Sum
 from Models.infinite.layers.positions import Pad, Pool
 from Models.infinite.layers.window import Window
 from Models.infinite.program import INPUT, Program, Step
@@ -27,8 +27,9 @@ class Kind(IntEnum):
     INPUT = 0
     AFFINE = 1
     SUM = 2
-    PIECEWISE = 3
-    ERF = 4
+    SCALE = 3
+    PIECEWISE = 4
+    ERF = 5
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,8 @@ class _Lowering:
             raise _NotCompiledError
         if isinstance(layer, Affine):
             return self._affine(layer, step.inputs[0], raw)
+        if isinstance(layer, Scale):
+            return replace(raw, kind=Kind.SCALE, numbers=(layer.factor**2,))
         if isinstance(layer, Nonlinearity):
             kind, numbers = _nonlinearity(layer, self._program.angles)
             return replace(raw, kind=kind, numbers=numbers)

@@ -40,7 +40,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        x = x + self.second(torch.relu(x))
+        x = x + 0.7 * self.second(torch.relu(x))
         y = torch.relu(x)
         x = self.short(y) + self.third(y)
         result: Tensor = self.last(torch.relu(x).mean((2, 3)))
@@ -114,7 +114,7 @@ def images(dtype: torch.dtype = torch.float64) -> Tensor:
     return x.to(dtype)
 
 
-def kernels(network: InfiniteNetwork, *x: Tensor, **options: Any) -> tuple[Kernels, Kernels]:
+def both(network: InfiniteNetwork, *x: Any, **options: Any) -> tuple[Kernels, Kernels]:
     """Compiled, and by torch alone."""
     found = network.kernels(*x, **options)
     with pytest.MonkeyPatch.context() as patch:
@@ -138,11 +138,11 @@ def test_the_kernels_are_those_of_torch(name: str, bias: float) -> None:
     network = infinite_network(NETWORKS[name](), (2, 8, 7), scaling=scaling)
     assert stack_of(network.program) is not None
     x = images()
-    found, expected = kernels(network, x)
+    found, expected = both(network, x)
     # After pooling near-duplicates are known to the root of rounding, to either.
     tolerance = 1e-12 if "twice" not in name else 1e-9
     assert error(found, expected) < tolerance
-    assert error(*kernels(network, x[:2], x[1:], get=("nngp",))) < tolerance
+    assert error(*both(network, x[:2], x[1:], get=("nngp",))) < tolerance
     single = network.kernels(x.float())
     assert error(single, expected) < (1e-6 if "twice" not in name else 1e-4)
 
@@ -223,7 +223,7 @@ def test_without_a_compiler_torch_does_it_and_one_line_says_so(
     monkeypatch.setattr(networks, "COMPILED_FROM", 0)
     network = infinite_network(NETWORKS["same"](), (2, 8, 7))
     for _ in range(2):
-        found, expected = kernels(network, images())
+        found, expected = both(network, images())
         assert error(found, expected) == 0
     (line,) = caplog.messages
     assert "no-such-compiler" in line
@@ -244,8 +244,8 @@ def test_a_compiler_that_fails_is_no_crash(
 def test_a_builder_that_is_killed_does_not_stop_the_next(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     code = (
-        "import sys, time; from pathlib import Path; from Models.infinite.compiled import library\n"
-        "with library.alone(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
+        "fcntl.flock(file, fcntl.LOCK_EX); print('mine', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(lock)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as builder:
