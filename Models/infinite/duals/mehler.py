@@ -134,7 +134,7 @@ class Mehler(Dual):
             sides.append((self._coefficients(q, _TERMS[-1], c.dtype).flatten(1), places))
         chosen = c[pairs]
         found = torch.empty(2, len(chosen), dtype=c.dtype, device=c.device)
-        for part in torch.arange(len(chosen), device=c.device).split(_GATHERED):
+        for part in torch.split(torch.arange(len(chosen), device=c.device), _GATHERED):
             a, b = (coefficients[:, places[part]] for coefficients, places in sides)
             found[:, part] = torch.stack(_sums(chosen[part], a, b))
         beyond = (chosen.abs() > reach).nonzero().squeeze(1)
