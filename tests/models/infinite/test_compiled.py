@@ -62,6 +62,20 @@ class Convolutional(nn.Module):
         return result
 
 
+class Mixed(nn.Module):
+    """A linear layer at each position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = convolution(2), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x)).permute(0, 2, 3, 1)
+        x = torch.relu(self.second(x)).permute(0, 3, 1, 2)
+        result: Tensor = self.last(x.mean((2, 3)))
+        return result
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "same": lambda: Convolutional(torch.relu, convolution(2), convolution(4), convolution(4)),
     "valid": lambda: Convolutional(
@@ -77,6 +91,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "one row": lambda: Convolutional(torch.relu, nn.Conv2d(2, 4, (1, 3), padding=(0, 2))),
     "residual": Residual,
+    "linear layer": Mixed,
     "pooled twice": lambda: pooled(
         convolution(2), nn.ReLU(), nn.AvgPool2d(3, 2, padding=1), convolution(4), nn.ReLU()
     ),
