@@ -174,19 +174,9 @@ class _Lowering:
             follows = all(opposite[i] for i in reads)
             # A sum is as far from antipodes as the branch that is, up to the share of that.
             opposite[k] = follows and not isinstance(step.layer, Nonlinearity)
-            instruction = self._instruction(
-                step,
-                Instruction(
-                    Kind.SUM,
-                    step.layer,
-                    reads,
-                    step.inputs,
-                    k,
-                    follows,
-                    frees=frozenset(i for i in reads if last[i] == k),
-                ),
-            )
-            found.append(instruction)
+            frees = frozenset(i for i in reads if last[i] == k)
+            raw = Instruction(Kind.SUM, step.layer, reads, step.inputs, k, follows, frees=frees)
+            found.append(self._instruction(step, raw))
         if len(self._paddings) > 1:
             raise _NotCompiledError
         return tuple(found), self._paddings == {True}
@@ -195,6 +185,7 @@ class _Lowering:
         return tuple(self._padded.get(i, i) for i in step.inputs)
 
     def _instruction(self, step: Step, raw: Instruction) -> Instruction:
+        """With the kind, windows and numbers of the step's layer."""
         layer = step.layer
         pads = [i for i in step.inputs if i in self._padded]
         if any(i in self._padded for i in raw.reads) or (pads and not isinstance(layer, Affine)):
