@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from Metrics.budget import PARTS
 from Metrics.charges import OfCharges
-from Metrics.equilibrium import Equilibrium, equilibrium
+from Metrics.equilibrium import Equilibrium, decay, equilibrium
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
 from Metrics.predictions import APART
@@ -141,7 +141,7 @@ class Rotation(OfCharges):
     def _theory(self) -> Equilibrium | str:
         if len(self._context.model_at.schedule.phases) > 1:
             return "the momentum is annealed"
-        return equilibrium(self._config)
+        return equilibrium(self._config, self._context.model_at.scales)
 
     def _rates(self, steps: int) -> Floats:
         """[steps] the learning rates of the first updates."""
@@ -180,7 +180,7 @@ class Rotation(OfCharges):
         theory = self._theory
         if isinstance(theory, str):
             return made
-        wd = self._config.wd or 0.0
+        wd = decay(self._config, self._context.model_at.scales)
         angles = np.array([theory.angle(rate, wd) for rate in rates])
         means = (_sums(angles, steps), _sums(rates, steps))
         angle, rate = (np.diff(x, prepend=0).reshape(column) / gaps for x in means)
