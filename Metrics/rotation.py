@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from Metrics.budget import PARTS
-from Metrics.equilibrium import Equilibrium, equilibrium
+from Metrics.charges import OfCharges
+from Metrics.equilibrium import Equilibrium, decay, equilibrium
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
 from Metrics.predictions import APART
@@ -28,7 +29,7 @@ and random walk have since the start: when learning rates and norms have fallen,
 have grown, it is the larger part of what still happens."""
 
 
-class Rotation:
+class Rotation(OfCharges):
     """Every family of scale laws: one group of weights per unit.
 
     ``rows`` and ``dense`` hold sums since the start of training; what happens per step follows
@@ -36,6 +37,7 @@ class Rotation:
     """
 
     def __init__(self, context: Context):
+        super().__init__(context.laws)
         self._context, self._laws = context, context.laws
         families = enumerate(context.laws.families)
         self._families = [(index, f) for index, f in families if f.kind == "scale"]
@@ -139,7 +141,7 @@ class Rotation:
     def _theory(self) -> Equilibrium | str:
         if len(self._context.model_at.schedule.phases) > 1:
             return "the momentum is annealed"
-        return equilibrium(self._config)
+        return equilibrium(self._config, self._context.model_at.scales)
 
     def _rates(self, steps: int) -> Floats:
         """[steps] the learning rates of the first updates."""
@@ -178,7 +180,7 @@ class Rotation:
         theory = self._theory
         if isinstance(theory, str):
             return made
-        wd = self._config.wd or 0.0
+        wd = decay(self._config, self._context.model_at.scales)
         angles = np.array([theory.angle(rate, wd) for rate in rates])
         means = (_sums(angles, steps), _sums(rates, steps))
         angle, rate = (np.diff(x, prepend=0).reshape(column) / gaps for x in means)

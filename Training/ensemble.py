@@ -1,4 +1,4 @@
-"""Runs of one network that differ in seed and learning rate, trained together in one process.
+"""Runs of one network that differ in seeds and learning rate, trained together in one process.
 
 Small networks cost more in calls than in numbers. Here each call does its work for all members:
 batches, gradients, the steps of SGD, and what the conservation observer measures and predicts of
@@ -43,7 +43,8 @@ from Utils.logging import progress
 from Utils.rundir import RunFolder
 from Utils.seeds import stream_seed
 
-_MAY_DIFFER = WITHOUT_EFFECT | {"seed", "lr"}
+MAY_DIFFER = frozenset({"seed", "init_seed", "lr"})
+"""Flags in which runs that are trained together may differ, besides those without effect."""
 
 Weights = Mapping[str, Tensor]
 """By parameter name; [M, *shape] for all members, [*shape] within ``vmap``."""
@@ -53,9 +54,9 @@ def why_not(configs: Sequence[TrainConfig]) -> str:
     """Why runs cannot be trained together; empty if they can, as far as their flags tell."""
     first = configs[0]
     flat = [config.flat() for config in configs]
-    for name in flat[0].keys() - _MAY_DIFFER:
+    for name in flat[0].keys() - MAY_DIFFER - WITHOUT_EFFECT:
         if any(other[name] != flat[0][name] for other in flat):
-            return f"--{name.replace('_', '-')} differs; only --seed and --lr may"
+            return f"--{name.replace('_', '-')} differs; only --seed, --init-seed and --lr may"
     options = {
         "--optimizer": first.optimizer not in SGDS,
         "--nesterov": first.nesterov,
@@ -290,9 +291,9 @@ def _beginnings(
 ) -> list[Beginning]:
     """All members' beginnings; the first one's laws, and data if they are no run's own, serve."""
     found: list[Beginning] = []
-    shares = not DATASETS[configs[0].dataset].procedural
+    drawn = DATASETS[configs[0].dataset].procedural and len({c.seed for c in configs}) > 1
     for config, run in zip(configs, runs, strict=True):
-        like = found[0] if found and shares else None
+        like = found[0] if found and not drawn else None
         found.append(prepare(backend, config, nullcontext(run), held, like))
     return found
 

@@ -273,7 +273,7 @@ class Keeper:
             self.log.info("finished; checkpoints are in %s", folder)
 
 
-_ANY_LAWS = WITHOUT_EFFECT | {"seed", "lr"}
+_ANY_LAWS = WITHOUT_EFFECT | {"seed", "init_seed", "lr"}
 """Flags that do not change the laws."""
 
 _latest: dict[object, Laws] = {}

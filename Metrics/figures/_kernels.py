@@ -49,6 +49,7 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
         Line(beside["distance"][0], "1 − cosine"),
         Line(1 - beside["cka"][0], "1 − CKA"),
     ]
+    still = "" if beside["change"].any() else "the kernel does not move"
     angles = np.degrees(beside["angle"])
     turned = [Line(angles[:, 0], "largest"), Line(np.median(angles, 1), "median")]
     plots = [
@@ -59,7 +60,7 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
         Plot("trace / examples", by_layer(layers, "empirical", colours_of(layers)), True),
         Plot("top eigenspace, angles (°)", turned),
     ]
-    return draw_plots(cache, plots, options, legend=layer_legend(layers, options))
+    return draw_plots(cache, plots, options, still, layer_legend(layers, options))
 
 
 def draw_spectrum(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:

@@ -58,7 +58,8 @@ class Plot:
     Attributes:
         title: above it.
         lines: its curves.
-        logarithmic: whether the vertical axis is, where all values are positive or unknown.
+        logarithmic: whether the vertical axis is, and hides what is not positive; not if nothing
+            is.
         over_ranks: whether the horizontal axis is a rank, and logarithmic, instead of time.
         limits: of the vertical axis, if they are not those of the values.
         room: for the key above the curves, relative to their height.
@@ -123,9 +124,10 @@ def draw_plots(
 def _draw_lines(cell: Cell, plot: Plot, cache: Cache, options: Options, note: bool) -> None:
     axes, curves, framed = cell.main, [], [np.empty(0)]
     colours = style.colours(max(len(plot.lines), 1))
+    logarithmic = plot.logarithmic and any((line.values > 0).any() for line in plot.lines)
     for line, colour in zip(plot.lines, colours, strict=True):
         x = x_values(cache.at, options) if line.x is None else line.x
-        hidden = ~np.isfinite(line.values) | (plot.logarithmic & (line.values <= 0))
+        hidden = ~np.isfinite(line.values) | (logarithmic & (line.values <= 0))
         values = np.where(hidden, np.nan, line.values)
         axes.plot(x, values, label=line.label or None, **{"color": colour, **line.look})
         curves.append(Curve(x, values))

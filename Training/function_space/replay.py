@@ -87,6 +87,8 @@ def beyond_outputs(config: TrainConfig, scales: Scales | None = None) -> str:
         config: the run's configuration.
         scales: of its parametrization.
     """
+    if config.optimizer == "flow":
+        return "gradient flow has no steps"
     if config.optimizer not in SGDS:
         return f"--optimizer {config.optimizer} is not linear in the gradient"
     if config.wd and config.wd_on != "all":

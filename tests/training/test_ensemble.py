@@ -93,6 +93,19 @@ def test_checkpoints_are_those_of_separate_runs(tmp_path: Path, flags: str) -> N
         assert lines[0] == lines[1]
 
 
+def test_init_seeds_are_of_initial_weights_alone(tmp_path: Path) -> None:
+    """--init-seed 3 begins with the weights of --seed 3, and sees the data of its own seed."""
+    flags = "--param ntk --no-laws --lr 1e-3"
+    members = ["--seed 1", "--seed 1 --init-seed 3", "--seed 3"]
+    assert together(tmp_path, flags, members) == [0, 0, 0]
+    runs = folders(tmp_path)
+    first, mixed, other = (checkpoint(run, 0)["model_state_dict"] for run in runs)
+    assert all(torch.equal(mixed[name], other[name]) for name in mixed)
+    assert not torch.equal(mixed["fc2.weight"], first["fc2.weight"])
+    probes = [run.probe.read_bytes() for run in runs]
+    assert probes[0] == probes[1] != probes[2]
+
+
 def test_a_member_that_diverges_ends_alone(tmp_path: Path) -> None:
     members = ["--seed 1", "--seed 1 --lr 1e100", "--seed 2"]
     outcomes = together(tmp_path, "--observe-freq 1", members)
@@ -139,7 +152,7 @@ def test_later_stages_read_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--width 6", "--width 7"], "--width differs; only --seed and --lr may"),
+        (["--width 6", "--width 7"], "--width differs; only --seed, --init-seed and --lr may"),
         (["--optimizer adam"] * 2, "--optimizer is not for several at once"),
         (["--clip-norm 1"] * 2, "--clip-norm is not for several at once"),
     ],

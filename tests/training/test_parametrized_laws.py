@@ -64,6 +64,7 @@ def test_laws_are_exact(tmp_path: Path, flags: str, metrics: str) -> None:
         assert found is not None
         assert found.worst[0] < 1e-12
         with h5py.File(path) as file:
+            assert "θ/√s" in file.attrs["of"]
             for name, curve in file["empirical"].items():
                 if (file["size"][name][0] > 0).all():  # biases may begin, and stay, at zero
                     assert file["gate"][name][()].all(), name
