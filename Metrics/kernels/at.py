@@ -26,11 +26,10 @@ from Metrics.tangent.network import Network
 from Metrics.tangent.schedule import available_memory
 from Models.symmetry import Laws
 from Training.rebuild import rebuild_model
+from Utils.amounts import bytes_text, seconds_text
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5
-
-_GB = 1e9
 
 WHOLE = "network"
 """The "layer" of curves that are of the whole network."""
@@ -229,12 +228,12 @@ class KernelAt:
         Raises:
             UserError: there is less.
         """
-        cost, free = f"about {seconds:.2g} s and {needed / _GB:.2g} GB", self._free
+        cost, free = f"about {seconds_text(seconds)} and {bytes_text(needed)}", self._free
         if needed > free:
             advice = "--kernel traced or " * (self._config.kernel == "full") + "fewer --examples"
             if self._config.kernel_on == "probe":
                 advice += " (with --kernel-on train)"
-            raise UserError(f"{what}: {cost}, of {free / _GB:.2g} GB free; use {advice}")
+            raise UserError(f"{what}: {cost}, of {bytes_text(free)} free; use {advice}")
         return f"{what}: {cost}"
 
     @property

@@ -14,6 +14,7 @@ from Metrics.tangent.products import product_kernels
 from Metrics.tangent.routes import Form, Route, choose
 from Metrics.tangent.schedule import available_memory, default_memory
 from Metrics.tangent.structured import structured_kernels
+from Utils.amounts import bytes_text
 from Utils.errors import UserError
 
 
@@ -93,7 +94,7 @@ def _require_memory(network: Network, plan: Plan, per_layer: bool, memory: int) 
     advice += ["per_layer=False"] if per_layer else []
     raise UserError(
         f"the kernel of {sizes.rows} by {sizes.columns} examples with {plan.logits} logits needs "
-        f"{needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free; take "
+        f"{bytes_text(needed)}, and {bytes_text(free)} are free; take "
         f"{', '.join([*advice, 'fewer examples'])}, or an estimate (Metrics.tangent.estimate)"
     )
 

@@ -23,6 +23,7 @@ from Models.infinite import InfiniteNetwork
 from Models.infinite.limit import limit_network
 from Models.infinite.network import Kernel
 from Training.config import TrainConfig
+from Utils.amounts import bytes_text, seconds_text
 from Utils.devices import select_device
 from Utils.errors import UserError
 from Utils.memory import available_bytes
@@ -150,7 +151,7 @@ class KernelsOfRun:
         smaller = f"--train-size {fewer}" if self.config.train_size else "a smaller data set"
         raise UserError(
             f"--width inf: the kernels of {train} training and {test} test examples need "
-            f"{needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; use {smaller}"
+            f"{bytes_text(needed)} of memory, and {bytes_text(free)} are free; use {smaller}"
         )
 
     def save(self, run: RunFolder, log: logging.Logger) -> None:
@@ -171,8 +172,9 @@ class KernelsOfRun:
         own = self._network.forecast(train, None, get, self._dtype, device)
         cross = self._network.forecast(test + probe, train, get, self._dtype, device)
         log.info(
-            "kernels of %d training, %d test and %d probe examples: about %.2g s, %.3g GB",
-            *(train, test, probe, own.seconds + cross.seconds, self._stored() / 1e9),
+            "kernels of %d training, %d test and %d probe examples: about %s and %s",
+            *(train, test, probe),
+            *(seconds_text(own.seconds + cross.seconds), bytes_text(self._stored())),
         )
 
     def _computed(self, device: torch.device, log: logging.Logger) -> Iterator[tuple[str, object]]:

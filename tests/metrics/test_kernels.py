@@ -199,7 +199,7 @@ def test_work_is_forecast_and_refused_if_it_does_not_fit(
     assert first.startswith("cache: full tangent kernels of 12 examples, 5 checkpoints: about")
     assert "5 new steps of 5" in second
     monkeypatch.setattr(Metrics.kernels.at, "available_memory", lambda _: 1e3)
-    with pytest.raises(UserError, match=r"GB free; use --kernel traced or fewer --exa"):
+    with pytest.raises(UserError, match=r"[kMGT]B free; use --kernel traced or fewer --exa"):
         cache_run(run, "--metrics ntk --kernel full --overwrite")
     cache_run(run, "--metrics ntk,spectrum --kernel full")  # nothing is new
 

@@ -91,6 +91,8 @@ def test_mistakes_are_named(
 def test_what_does_not_fit_is_refused_before_any_work() -> None:
     model = nn.Linear(6, 1000).double()
     inputs = torch.zeros(1, 6).double().expand(100_000, 6)
-    with pytest.raises(UserError, match=r"needs .* GB, and .* GB are free; take form='traced'"):
+    with pytest.raises(
+        UserError, match=r"needs .* [MGT]B, and .* [kMGT]?B are free; take form='traced'"
+    ):
         tangent_kernel(model, inputs, form="full")
     assert forecast(model, inputs, form="full").bytes_ > 8e16

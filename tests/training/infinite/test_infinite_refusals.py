@@ -124,9 +124,7 @@ def test_kernels_larger_than_the_memory_are_refused(
 ) -> None:
     monkeypatch.setattr(kernels, "available_bytes", lambda: 1_000_000)
     flags = "--dataset gaussian-mixture --model fc --width inf --param ntk"
-    with pytest.raises(
-        UserError, match=r"need 0\.0163 GB.*0\.001 GB are free; use --train-size 248"
-    ):
+    with pytest.raises(UserError, match=r"need 16 MB.*1 MB are free; use --train-size 248"):
         train_run(tmp_path / "e" / "x", flags)
 
 
