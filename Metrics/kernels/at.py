@@ -20,6 +20,7 @@ from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
 from Metrics.kernels.activity import Activity, activity
 from Metrics.kernels.measures import Floats, traced
+from Metrics.kernels.reference import reference_step, unsettled
 from Metrics.model_at import INSTEAD, ModelAt, load_weights
 from Metrics.tangent import forecast, tangent_kernel
 from Metrics.tangent.network import Network
@@ -27,7 +28,7 @@ from Metrics.tangent.schedule import available_memory
 from Models.symmetry import Laws
 from Training.rebuild import rebuild_model
 from Utils.amounts import bytes_text, seconds_text
-from Utils.errors import UserError
+from Utils.errors import Unreadable, UserError
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5
 
@@ -187,20 +188,27 @@ class KernelAt:
         Raises:
             UserError: that step has no features.
         """
-        with self._reference_features() as features:
+        with self._features_of(self.reference_step) as features:
             return self.state(features) if self._now_is(features) else self._compute(features)
 
     def _now_is(self, features: StepFeatures) -> bool:
         return self._now is not None and self._now[0] == features.source
 
+    @property
+    def reference_step(self) -> int:
+        """``--reference``; raises ``UserError`` if that step has no features."""
+        return reference_step(self.run, self._config.reference)
+
+    def unsettled(self, step: int) -> list[str]:
+        """A line that says so if running statistics at a step are not yet those of the data."""
+        try:
+            with self._features_of(step) as features:
+                return unsettled(self.model, features.model_state(), step, self.feature_steps())
+        except Unreadable:
+            return []  # which is told when its turn comes
+
     @contextmanager
-    def _reference_features(self) -> Iterator[StepFeatures]:
-        step = self._config.reference
-        if step not in self.run.feature_steps():
-            raise UserError(
-                f"--reference {step}: {self.run.path} has no features of that step; choose one "
-                "that has, or run extract.py for this run first"
-            )
+    def _features_of(self, step: int) -> Iterator[StepFeatures]:
         with step_features(self.run.fetch(self.run.features(step)), self._laws) as features:
             yield features
 
@@ -214,7 +222,8 @@ class KernelAt:
         one = forecast(self.model, inputs, form=form, per_layer=True)
         numbers = len(inputs) ** 2 * (self.targets.shape[1] ** 2 if form == "full" else 1)
         stored = 2 * steps * numbers * 8  # in the cache and, while it is compared, in float64
-        what = f"{form} tangent kernels of {len(inputs)} examples, {steps} checkpoints"
+        examples = f"{len(inputs)} example{'s' * (len(inputs) > 1)}"
+        what = f"{form} tangent kernels of {examples}, {steps} checkpoint{'s' * (steps > 1)}"
         return self.within_memory(what, steps * one.seconds, one.bytes_ + stored)
 
     def within_memory(self, what: str, seconds: float, needed: float) -> str:

@@ -185,11 +185,15 @@ class Linear:
     @cached_property
     def _beginning(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """f_0 and Jθ_0, [n, C] of the sample and [N, C] of the metrics' examples."""
+        assert not isinstance(self._rules, str)
         model = self._at.restored(self._at.reference)
         inputs = self._sample[0], self._at.batch[0]
         with torch.no_grad():
             f, f_there = (model(x).double().cpu() for x in inputs)
-        z, z_there = (self._linearized.radial(x).double().cpu() for x in inputs)
+        if any(rule.wd for rule in self._rules):
+            z, z_there = (self._linearized.radial(x).double().cpu() for x in inputs)
+        else:  # nothing pulls along it, and a network that lacks the derivative can be predicted
+            z, z_there = torch.zeros_like(f), torch.zeros_like(f_there)
         return f, z, f_there, z_there
 
     def _weights(self, steps: list[int]) -> Outputs:
