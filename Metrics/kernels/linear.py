@@ -129,7 +129,7 @@ class Linear:
         examples = len(self._sample[0])
         batch = self._model_at.schedule.phases[0].batch_size
         differences = [f"from {examples} of {all_} training examples"] if examples < all_ else []
-        differences += [f"full batches for those of {batch}"] if batch < all_ else []
+        differences += [f"full batches instead of {batch}"] if batch < all_ else []
         differences += ["one kernel for all outputs"] if self._config.kernel == "traced" else []
         differences += ["unclipped"] if training.clip_norm and not self._clips else []
         return ", ".join(differences)

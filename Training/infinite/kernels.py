@@ -34,7 +34,8 @@ _PARTS = ("train", "test", "probe")
 
 _ADVICE = "start anew with train.py --overwrite"
 
-_SECONDS_BETWEEN_LOG_LINES = 10.0
+_SECONDS_TO_LOG_LINE, _SECONDS_BETWEEN_LOG_LINES = 10.0, 300.0
+"""Before the first line of progress, doubled after each; and at most."""
 
 _OF_MODES = 4
 """Matrices that an eigendecomposition holds."""
@@ -188,7 +189,7 @@ class KernelsOfRun:
                 one,
                 None if x is None else train,
                 ("nngp", "ntk") if wants_prior else ("ntk",),
-                progress=_Progress(log, name),
+                progress=_Progress(log, _SPLITS[name]),
             )
             assert found.ntk is not None
             yield f"ntk/{name}", found.ntk.cpu().numpy()
@@ -203,14 +204,28 @@ class KernelsOfRun:
         return torch.cat([x for x, _ in evaluation_batches(split, _BATCH, dtype=self._dtype)])
 
 
-class _Progress:
-    """Says now and then how far a kernel is."""
+_SPLITS = {"train": "training", "test": "test", "probe": "probe"}
+"""The examples whose kernels with the training examples are stored, in words."""
 
-    def __init__(self, log: logging.Logger, name: str):
-        self._log, self._name, self._last = log, name, time.monotonic()
+
+class _Progress:
+    """Says now and then, ever more rarely, how far a kernel is, and how long it will take.
+
+    Args:
+        log: where.
+        examples: of what.
+    """
+
+    def __init__(self, log: logging.Logger, examples: str):
+        self._log, self._examples = log, examples
+        self._began = self._last = time.monotonic()
+        self._pause = _SECONDS_TO_LOG_LINE
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._last > _SECONDS_BETWEEN_LOG_LINES:
-            self._last = now
-            self._log.info("kernel of %s examples: %.0f %%", self._name, 100 * done / total)
+        if now - self._last < self._pause or done == total:
+            return
+        self._last, self._pause = now, min(2 * self._pause, _SECONDS_BETWEEN_LOG_LINES)
+        left = seconds_text((now - self._began) / done * (total - done))
+        what = (self._examples, 100 * done / total, left)
+        self._log.info("kernel of %s examples: %.0f %%, about %s left", *what)
