@@ -88,7 +88,8 @@ class SquaredError:
 
     def _trajectory(self, response: Response) -> Trajectory:
         classes = self._outputs.shape[1]
-        dual = self.slope * response.residual[..., None] * self._residual
+        residual = self.modes.settled(response.residual, self.slope)
+        dual = self.slope * residual[..., None] * self._residual
         shift = self._outputs
         if self._radial is not None:
             amplitudes = self.modes.amplitudes(self._radial)

@@ -4,6 +4,7 @@ Shape letters: N training and P probe examples, C outputs, M members, T steps.
 """
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ def test_progress_is_told_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> N
     said, clock = [], [0.0]
     log = logging.getLogger("progress")
     monkeypatch.setattr(log, "info", lambda text, *values: said.append(text % values))
-    monkeypatch.setattr(kernels.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     tell = kernels._Progress(log, "training")
     for done in range(1, 1001):
         clock[0] = float(done)
