@@ -11,7 +11,7 @@ from Metrics.tangent.jacobian import jacobian_kernels
 from Metrics.tangent.network import Network, look_at
 from Metrics.tangent.plan import Plan, make_plan
 from Metrics.tangent.products import product_kernels
-from Metrics.tangent.routes import Form, Route, choose
+from Metrics.tangent.routes import Form, Route, check_choice, choose
 from Metrics.tangent.schedule import available_memory, default_memory
 from Metrics.tangent.structured import structured_kernels
 from Utils.amounts import bytes_text
@@ -60,9 +60,10 @@ def tangent_kernel(
         memory: bytes that temporaries may take; ``None`` follows from the machine.
 
     Raises:
-        UserError: the outputs are no logits, differ from call to call, or the work does not fit
+        UserError: an unknown form or route, the outputs are no logits, differ from call to call, or the work does not fit
             into the memory.
     """
+    check_choice("form", form, Form)
     network = look_at(model, inputs)
     traced = form == "traced"
     plan = make_plan(network, inputs, None if others is None else len(others), traced)

@@ -37,6 +37,11 @@ class Modes:
         """
         precision = torch.finfo(kernel.dtype).eps
         matrix = as_matrix(kernel)
+        if matrix.shape[0] != matrix.shape[1]:
+            raise UserError(
+                f"a kernel of shape {tuple(kernel.shape)} is not that of the training examples "
+                "with themselves; give [N, N] or [N, N, C, C]"
+            )
         if not matrix.isfinite().all():
             raise UserError("the kernel is not finite; look at the weights it belongs to")
         size = float(matrix.abs().max())

@@ -77,6 +77,8 @@ def test_dropout_needs_a_seed() -> None:
         (nn.Linear(6, 3).double(), 0, {}, "no inputs"),
         (nn.Sequential(nn.Linear(6, 3), nn.Flatten(0)).double(), 4, {}, r"maps \(2, 6\) to \(6,\)"),
         (nn.Linear(6, 3).double(), 4, {"memory": 10}, "give more memory"),
+        (nn.Linear(6, 3).double(), 4, {"form": "trace"}, "form='trace' is unknown; use 'traced'"),
+        (nn.Linear(6, 3).double(), 4, {"route": "fast"}, "route='fast' is unknown; use 'auto'"),
     ],
 )
 def test_mistakes_are_named(
