@@ -60,8 +60,8 @@ def tangent_kernel(
         memory: bytes that temporaries may take; ``None`` follows from the machine.
 
     Raises:
-        UserError: an unknown form or route, the outputs are no logits, differ from call to call, or the work does not fit
-            into the memory.
+        UserError: an unknown form or route; the outputs are no logits, differ from call to call,
+            or the work does not fit into the memory.
     """
     check_choice("form", form, Form)
     network = look_at(model, inputs)
