@@ -25,22 +25,20 @@ class Edge:
     @cached_property
     def _optimizer(self) -> Optimizer:
         """The run's, for its hyper-parameters by torch's own names."""
-        return build_optimizer(self._at.training, self._at.model.model)
+        at = self._at
+        return build_optimizer(at.training, at.model.model, at.scales)
 
     def at(self, step: int) -> Stability | None:
         """The edge for the update after ``step``; ``None`` if it is not known."""
-        schedule = self._at.schedule
+        schedule, scales = self._at.schedule, self._at.scales
         if len(schedule.phases) > 1:
             self._optimizer.param_groups[0]["momentum"] = schedule.momentum(step)
-        return stability(self._optimizer, schedule.lr(step))
+        first = scales is not None and step < scales.first_steps
+        return stability(self._optimizer, schedule.lr(step), first)
 
     def reason(self, step: int) -> str:
         """Why there is no edge; empty if there is one."""
         training = self._at.training
         if self.at(step) is None:
             return f"no threshold is known for {training.optimizer}"
-        if training.clip_norm is not None:
-            return CLIPPED
-        if training.is_parametrized:
-            return "the parametrization gives parameters different learning rates"
-        return ""
+        return "" if training.clip_norm is None else CLIPPED

@@ -17,6 +17,7 @@ from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures
 from Metrics.registry import IF_NAMED
 from Metrics.spectrum import Loss
+from Models.parametrization.scales import Scales
 from Training.config import TrainConfig
 from Training.rebuild import rebuild_config, rebuild_model
 from Training.registry import LOSSES
@@ -83,6 +84,12 @@ class ModelAt:
         """The run's learning rate and momentum at every step."""
         task = self._hyperparameters["task"]
         return Schedule(self.training, task["train_size"], task.get("replicas", 1))
+
+    @cached_property
+    def scales(self) -> Scales | None:
+        """What the run's parametrization makes of learning rates; ``None`` without one."""
+        stored = self._hyperparameters["task"].get("parametrization")
+        return None if stored is None else Scales.from_flat(stored)
 
     @cached_property
     def device(self) -> torch.device:

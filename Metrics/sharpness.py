@@ -6,6 +6,7 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
 
 from Metrics.edge import Edge
 from Metrics.features import StepFeatures
@@ -18,7 +19,7 @@ from Metrics.spectrum import (
     largest_eigenvalues,
     preconditioned,
 )
-from Metrics.stability import Stability
+from Metrics.stability import Preconditioning, Stability
 
 HESSIAN, GAUSS_NEWTON, PRECONDITIONED = "Hessian", "Gauss-Newton", "preconditioned Hessian"
 """The matrices, which are the "layers" of the cache."""
@@ -42,12 +43,10 @@ class Sharpness(Curves):
             GAUSS_NEWTON: self._largest(gauss_newton(model, at.loss, at.batch)),
         }
         edge = self._edge.at(features.step)
-        if edge and edge.preconditioner:
-            inverse = self._inverse(features, edge)
+        if edge and edge.preconditioned is not None:
+            known = self._preconditioner(features, edge.preconditioned)
             spectra[PRECONDITIONED] = (
-                self._nothing()
-                if inverse is None
-                else self._largest(preconditioned(curvature, inverse, self._decay(edge)))
+                self._largest(preconditioned(curvature, *known)) if known else self._nothing()
             )
         rows = {f"empirical/{name}": spectrum.values for name, spectrum in spectra.items()}
         rows |= {f"error/{name}": spectrum.errors for name, spectrum in spectra.items()}
@@ -73,28 +72,25 @@ class Sharpness(Curves):
     def _edge(self) -> Edge:
         return Edge(self.context.model_at)
 
-    def _inverse(self, features: StepFeatures, edge: Stability) -> Floats | None:
-        """[P] 1/p, zero for parameters that have never had a gradient; ``None`` before a step."""
-        assert edge.preconditioner is not None
-        parts, known = [], False
+    def _preconditioner(
+        self, features: StepFeatures, each: Mapping[Tensor, Preconditioning]
+    ) -> tuple[Floats, Floats] | None:
+        """[P] s/p and λ of every weight; ``None`` before the first step of an adaptive optimizer.
+
+        s/p is zero for parameters that have never had a gradient.
+        """
+        inverses, decays, known = [], [], False
         for name, parameter in self.context.model_at.parameters.items():
             if not parameter.requires_grad:
                 continue
-            p = edge.preconditioner(partial(features.buffer, name))
-            known |= p is not None
-            inverse = torch.zeros(parameter.shape) if p is None else 1 / p.double()
-            parts.append(inverse.double().reshape(-1).numpy())
-        return np.concatenate(parts) if known else None
-
-    def _decay(self, edge: Stability) -> Floats:
-        """[P] λ of every weight where it is added to the gradient before the preconditioner."""
-        at = self.context.model_at
-        spares_vectors = at.training.wd_on == "matrices"
-        trained = (p for p in at.parameters.values() if p.requires_grad)
-        decays = [(p.numel(), edge.decay * (p.dim() > 1 or not spares_vectors)) for p in trained]
-        return np.repeat([decay for _, decay in decays], [count for count, _ in decays])
+            inverse = each[parameter].inverse(partial(features.buffer, name))
+            known |= inverse is not None
+            one = torch.zeros(()) if inverse is None else inverse
+            inverses.append(one.double().expand(parameter.shape).reshape(-1).numpy())
+            decays.append(np.full(parameter.numel(), each[parameter].decay))
+        return (np.concatenate(inverses), np.concatenate(decays)) if known else None
 
 
 def _decisive(edge: Stability | None) -> str:
     """The matrix whose largest eigenvalue decides on stability."""
-    return PRECONDITIONED if edge and edge.preconditioner else HESSIAN
+    return PRECONDITIONED if edge and edge.preconditioned is not None else HESSIAN

@@ -85,6 +85,11 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
     observe_freq: int = Field(
         10, ge=1, description="Steps between observations of the conserved quantities."
     )
+    evaluate: bool = Field(
+        True,
+        description="Measure loss and accuracies on the test set, at the beginning and after each "
+        "epoch; without, runs of few steps are faster.",
+    )
     probe_size: int = Field(64, ge=1, description="Examples in the run's fixed probe batch.")
     laws: bool = Field(
         True,

@@ -52,7 +52,7 @@ class Trainer:
         self._last_log_line = -math.inf
 
     def begin(self) -> None:
-        """Evaluate, observe and save the untrained model: step 0."""
+        """Observe, evaluate and save the untrained model: step 0."""
         self.state.observer.record(0)
         with self._noted():
             metrics = self._evaluate()
@@ -159,6 +159,9 @@ class Trainer:
             self._save(metrics)
 
     def _evaluate(self) -> dict[str, float]:
+        """Numbers of the test set, if they are wanted."""
+        if not self.config.evaluate:
+            return {}
         state, backend = self.state, self.state.backend
         dtype = getattr(torch, self.config.dtype)
         batches = evaluation_batches(

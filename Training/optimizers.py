@@ -1,4 +1,4 @@
-"""The optimizers of the registry: torch's own, and pytorch_optimizer's where torch has none.
+"""The optimizers of the registry: torch's own here, others in ``further_optimizers``.
 
 Every builder takes parameter groups, whose parameters are pairs (name, parameter), and the flags
 that the registry lists for it. What a group says goes before the flags.
@@ -6,16 +6,14 @@ that the registry lists for it. What a group says goes before the flags.
 
 from typing import Any
 
-import pytorch_optimizer
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from Models.parametrization.scales import Scales
 from Training.config import TrainConfig
+from Training.groups import Groups, by_form
 from Training.registry import OPTIMIZERS
-
-Groups = list[dict[str, Any]]
 
 
 def sgd(
@@ -49,57 +47,6 @@ def rmsprop(
     return torch.optim.RMSprop(groups, lr, beta2, eps, weight_decay=wd, momentum=momentum)
 
 
-def lamb(groups: Groups, lr: float, wd: float, beta1: float, beta2: float, eps: float) -> Optimizer:
-    """``pytorch_optimizer.Lamb``: the decay is part of the update whose norm is divided out."""
-    return pytorch_optimizer.Lamb(
-        groups,
-        lr,
-        (beta1, beta2),
-        weight_decay=wd,
-        weight_decouple=False,
-        eps=eps,
-        adam_debias=True,  # in its words: the step is not divided by 1 − β₁ᵏ
-    )
-
-
-def lion(groups: Groups, lr: float, wd: float, beta1: float, beta2: float) -> Optimizer:
-    """``pytorch_optimizer.Lion``."""
-    return pytorch_optimizer.Lion(groups, lr, (beta1, beta2), weight_decay=wd)
-
-
-def muon(
-    groups: Groups,
-    lr: float,
-    wd: float,
-    momentum: float,
-    adamw_lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> Optimizer:
-    """``pytorch_optimizer.Muon``; a convolution is a matrix whose rows are its filters."""
-    adamw = {"betas": (beta1, beta2), "eps": eps, "lr": adamw_lr}
-    matrices: dict[str, Any] = {
-        "use_muon": True,
-        "lr": lr,
-        "momentum": momentum,
-        "weight_decay": wd,
-    }
-    vectors: dict[str, Any] = {"use_muon": False, "weight_decay": wd, **adamw}
-    split = [
-        {**own, **group, "params": params}
-        for group in groups
-        for own, params in zip((matrices, vectors), _by_form(group["params"]), strict=True)
-        if params
-    ]
-    return pytorch_optimizer.Muon(split)
-
-
-def _by_form(named: list[tuple[str, nn.Parameter]]) -> tuple[list[Any], list[Any]]:
-    """Matrices, which include the weights of convolutions, and vectors."""
-    return [pair for pair in named if pair[1].dim() > 1], [p for p in named if p[1].dim() < 2]
-
-
 def build_optimizer(
     config: TrainConfig, model: nn.Module, scales: Scales | None = None
 ) -> Optimizer:
@@ -119,7 +66,7 @@ def build_optimizer(
     named = list(model.named_parameters())
     groups: Groups = [{"params": named}]
     if config.wd_on == "matrices":
-        matrices, vectors = _by_form(named)
+        matrices, vectors = by_form(named)
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     if scales is not None:
         groups = [part for group in groups for part in _scaled(group, options, scales)]

@@ -79,7 +79,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
         ),
         OptimizerEntry(
             "lamb",
-            "Training.optimizers:lamb",
+            "Training.further_optimizers:lamb",
             "adam times |θ| / |update| of each parameter; lr 1e-3",
             "You et al., ICLR 2020",
             options={**_ADAM, "eps": 1e-6},
@@ -87,7 +87,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
         ),
         OptimizerEntry(
             "lion",
-            "Training.optimizers:lion",
+            "Training.further_optimizers:lion",
             "sign of an interpolated momentum, decoupled decay; lr 1e-4",
             "Chen et al., NeurIPS 2023",
             options={"lr": 1e-4, "wd": 0.0, "beta1": 0.9, "beta2": 0.99},
@@ -96,7 +96,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
         ),
         OptimizerEntry(
             "muon",
-            "Training.optimizers:muon",
+            "Training.further_optimizers:muon",
             "orthogonalized Nesterov momentum for matrices, adamw with --adamw-lr for vectors; "
             "lr 0.02",
             "Jordan et al., Muon, 2024",

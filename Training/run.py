@@ -19,9 +19,6 @@ from Training.backends.backend import Backend
 from Training.checkpoints import Checkpoint, load_weights, newest_checkpoint
 from Training.config import TrainConfig
 from Training.folder import WITHOUT_EFFECT, check_unchanged, clear, describe
-from Training.infinite import begin as infinite
-from Training.infinite.kernels import KernelsOfRun
-from Training.infinite.network import numbered
 from Training.loop import Trainer
 from Training.parametrized import resolve
 from Training.recorder import FolderRecorder, Recorder, Silence
@@ -33,6 +30,8 @@ from Utils.logging import silence, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
 
+_NO_WEIGHTS = "a network of infinite width has no weights, and so no conservation laws of them"
+
 _NOT_DETERMINISTIC = " does not have a deterministic implementation"
 """How torch's error goes on after the name of an operation that --deterministic forbids."""
 
@@ -41,7 +40,7 @@ def list_laws(config: TrainConfig) -> str:
     """The table of the conservation laws of the model that ``config`` asks for."""
     entry = config.data_entry
     if config.is_infinite:
-        return infinite.laws_of_infinity().table()
+        return no_laws(_NO_WEIGHTS).table()
     return laws_of(config, build_model(config, entry.input_shape, entry.num_classes)).table()
 
 
@@ -131,10 +130,14 @@ def prepare(
     dataset = like.dataset if like else backend.in_turn(lambda: _dataset(config))
     keeper, known = Keeper(config, held), like.laws if like else None
     model: nn.Module
+    seen, scales = dataset, None
     if config.is_infinite:
-        kernels = infinite.kernels_of(config, dataset, backend.replicas)
+        from Training.infinite import begin  # brings scipy's solvers
+
+        kernels = begin.kernels_of(config, dataset, backend.replicas)
         backend.on_first(lambda: keeper.open(folder))
-        model, known, scales = keeper.network(kernels), infinite.laws_of_infinity(), None
+        model = begin.network_of(kernels, keeper.folder, keeper.log)
+        known, seen = no_laws(_NO_WEIGHTS), begin.numbered(dataset)
     else:
         model = build_model(config, dataset.entry.input_shape, dataset.entry.num_classes)
         _check_smallest_batch(config, model, dataset, backend.replicas)
@@ -143,7 +146,6 @@ def prepare(
     checkpoint, laws = backend.on_first(lambda: keeper.newest(model, known))
     if checkpoint is not None:
         load_weights(model, checkpoint)  # first, as all else is made for this very model
-    seen = numbered(dataset) if config.is_infinite else dataset
     state = TrainingState.initial(config, model, seen, laws, backend, scales)
     held.enter_context(closing(state.batches))
     backend.on_first(lambda: keeper.describe(dataset, state, scales))
@@ -174,7 +176,8 @@ class Keeper:
         self.log = silence()
 
     @property
-    def _folder(self) -> RunFolder:
+    def folder(self) -> RunFolder:
+        """The run's, once it is open."""
         assert self._run is not None, "only the first process has the folder"
         return self._run
 
@@ -190,7 +193,7 @@ class Keeper:
 
     def scales(self, dataset: Dataset) -> Scales | None:
         """What the parametrization makes of learning rates; the user sees it when a run begins."""
-        run, stored = self._folder, None
+        run, stored = self.folder, None
         if run.hyperparameters.exists():
             stored = run.read_hyperparameters().get("task", {}).get("parametrization")
         scales = resolve(self._config, dataset, stored)
@@ -199,10 +202,6 @@ class Keeper:
             self.log.info("parametrization %s:\n%s", name, scales.table())
         return scales
 
-    def network(self, kernels: KernelsOfRun) -> nn.Module:
-        """The network of infinite width; its kernels are computed when a run begins."""
-        return infinite.network_of(kernels, self._folder, self.log)
-
     def newest(self, model: nn.Module, known: Laws | None = None) -> tuple[Checkpoint | None, Laws]:
         """Where to continue, and the laws, which are looked for at a run's beginning.
 
@@ -210,7 +209,7 @@ class Keeper:
             model: the run's.
             known: its laws, where they have been found for another run.
         """
-        run = self._folder
+        run = self.folder
         checkpoint = newest_checkpoint(run, self.log)
         if checkpoint is None or not run.symmetries.exists():
             if checkpoint is not None:
@@ -221,7 +220,7 @@ class Keeper:
 
     def describe(self, dataset: Dataset, state: TrainingState, scales: Scales | None) -> None:
         """Write what later stages need besides checkpoints; a continued run has it already."""
-        run, config = self._folder, self._config
+        run, config = self.folder, self._config
         if not run.probe.exists():
             dtype = getattr(torch, config.dtype)
             inputs, targets = probe_batch(dataset, config.probe_size, config.seed, dtype=dtype)

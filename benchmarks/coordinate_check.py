@@ -3,15 +3,19 @@
     python -m benchmarks.coordinate_check
 
 Both train the same networks under muP (``fc`` of depth 3 without biases, plain SGD) on batches of
-the same examples and sizes: 5 widths, 3 seeds, 4 steps. The rival, ``mup.coord_check``, keeps the
-mean size of every module's output in every forward pass, in memory. Ours is a sweep with
-``--no-laws --jobs 0 --stages train,extract,cache --extract '--probe none' --cache '--metrics
-coordinates'``: it evaluates on the test set twice, writes five checkpoints and as many feature
-files per run, measures outputs and inputs of the layers, their change and its parts on 64 probe
-images by two norms, and fits exponents with their intervals.
+the same examples and sizes: 5 widths, 3 seeds. The rival, ``mup.coord_check``, takes 4 steps and
+keeps the mean size of every module's output in every forward pass, in memory. Ours is a sweep with
+``--no-laws --no-evaluate --jobs 0 --stages train,extract,cache --extract '--probe none' --cache
+'--metrics coordinates'``: it writes a checkpoint and a feature file for step 0 and every step of
+each run, measures outputs and inputs of the layers, their change and its parts on 64 probe images
+by two norms, and fits exponents with their intervals.
 
-``in one process`` both have imported what they need, and ours is what the sweep calls; ``with
-laws`` it also finds conservation laws and follows them; ``as commands`` both start a process.
+mup measures before each of its steps, and so never what the last one has done: ``the same
+coordinates`` are those after 0 to 3 steps, for which ours takes three. ``the same steps`` are four,
+measured five times; ``with laws`` ours also finds conservation laws and follows them, and evaluates
+on the test set twice. ``in one process`` both have imported what they need, and ours is what the
+sweep calls; ``as commands`` both start a process.
+
 Limit: the steps of wide networks, which take either the same time.
 """
 
@@ -24,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -48,7 +52,6 @@ from Utils.rundir import ExperimentFolder, RunFolder
 WIDTHS = (128, 256, 512, 1024, 2048)
 SEEDS, STEPS, LR = 3, 4, 0.2
 
-_BATCH_SIZE = 359  # an epoch of digits has four
 _FLAGS: dict[str, Any] = {
     "model": "fc",
     "depth": 3,
@@ -56,10 +59,16 @@ _FLAGS: dict[str, Any] = {
     "param": "mup",
     "lr": LR,
     "epochs": 1,
-    "train_batch_size": _BATCH_SIZE,
+    "train_batch_size": 359,  # an epoch of digits has four
     "drop_last": True,
     "save_at": "1,2,3,4",
     "laws": False,
+    "evaluate": False,
+}
+_CASES: dict[str, dict[str, Any]] = {
+    "the same steps": {},
+    "the same steps, with laws": {"laws": True, "evaluate": True},
+    "the same coordinates": {"train_batch_size": 479},  # an epoch has three
 }
 _SCRIPT = Path(__file__).with_name("mup_coordinates.py")
 
@@ -80,36 +89,44 @@ def measure(
     from benchmarks import mup_coordinates  # not everybody has mup
 
     logging.disable(logging.INFO)
-    task = (batches(), list(widths), seeds, LR)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torch.save(task, folder / "tasks.pt")
-        here: Blocks = {
-            "ours": lambda: ours(_new(folder), widths, seeds),
-            "mup": partial(mup_coordinates.check, *task),
-        }
-        rows.append(_row("in one process", here, repetitions))
-        here["ours"] = lambda: ours(_new(folder), widths, seeds, laws=True)
-        rows.append(_row("in one process, with laws", here, repetitions))
-        if commands:
+        for case in _CASES:
+            flags = flags_of(case)
+            task = (batches(flags["train_batch_size"]), list(widths), seeds, LR)
+            here: Blocks = {
+                "ours": partial(_ours_anew, folder, widths, seeds, flags),
+                "mup": partial(mup_coordinates.check, *task),
+            }
+            rows.append(_row(f"in one process, {case}", here, repetitions))
+            if not commands:
+                continue
+            torch.save(task, folder / "tasks.pt")
             started: Blocks = {
-                "ours": lambda: _start_ours(_new(folder), widths, seeds),
+                "ours": partial(_start_ours, folder, widths, seeds, flags),
                 "mup": lambda: _start(str(_SCRIPT), str(folder / "tasks.pt")),
             }
-            rows.append(_row("as commands", started, repetitions))
+            rows.append(_row(f"as commands, {case}", started, repetitions))
     logging.disable(logging.NOTSET)
     return rows
 
 
-def ours(folder: Path, widths: Sequence[int], seeds: int, laws: bool = False) -> dict[str, float]:
+def flags_of(case: str) -> dict[str, Any]:
+    """With which ours trains."""
+    return _FLAGS | _CASES[case]
+
+
+def ours(
+    folder: Path, widths: Sequence[int], seeds: int, flags: Mapping[str, Any]
+) -> dict[str, float]:
     """What the sweep does, in this process; returns the processor's seconds of each stage."""
     experiment, runs = {"experiment": "e", "save_dir": str(folder)}, []
     seconds = dict.fromkeys(("train", "extract", "cache"), 0.0)
     for width, seed in itertools.product(widths, range(seeds)):
         place = {**experiment, "expid": f"width={width},seed={seed}"}
-        flags = {**_FLAGS, "width": width, "seed": seed, "laws": laws}
-        config = validate(TrainConfig, {**flags, **place}, "benchmark")
+        point = {"width": width, "seed": seed, **place}
+        config = validate(TrainConfig, {**flags, **point}, "benchmark")
         runs.append(RunFolder(config.run_path))
         with _noted(seconds, "train"):
             train(config, nullcontext(runs[-1]))
@@ -128,9 +145,13 @@ def _noted(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] += _processor_seconds() - begin
 
 
-def _start_ours(folder: Path, widths: Sequence[int], seeds: int) -> None:
-    place = ["--experiment", "e", "--save-dir", str(folder)]
-    fixed = [word.lower() for k, v in _FLAGS.items() for word in (_flag(k), str(v))]
+def _ours_anew(parent: Path, widths: Sequence[int], seeds: int, flags: Mapping[str, Any]) -> None:
+    ours(Path(tempfile.mkdtemp(dir=parent)), widths, seeds, flags)
+
+
+def _start_ours(parent: Path, widths: Sequence[int], seeds: int, flags: Mapping[str, Any]) -> None:
+    place = ["--experiment", "e", "--save-dir", tempfile.mkdtemp(dir=parent)]
+    fixed = [word.lower() for k, v in flags.items() for word in (_flag(k), str(v))]
     varied = ["--width", *map(str, widths), "--seed", *map(str, range(seeds))]
     stages = ["--stages", "train,extract,cache", "--extract", "--probe none"]
     stages += ["--cache", "--metrics coordinates"]
@@ -149,14 +170,10 @@ def _start(*arguments: str) -> None:
     )
 
 
-def _new(parent: Path) -> Path:
-    return Path(tempfile.mkdtemp(dir=parent))
-
-
-def batches() -> list[tuple[Tensor, Tensor]]:
-    """What the first of our seeds trains on."""
+def batches(size: int) -> list[tuple[Tensor, Tensor]]:
+    """What the first of our seeds trains on, and what follows."""
     train = load_dataset("digits", "", 0).train
-    batches = training_batches(train, _BATCH_SIZE, 0, drop_last=True)
+    batches = training_batches(train, size, 0, drop_last=True)
     return [batches.next() for _ in range(STEPS)]
 
 
@@ -194,7 +211,7 @@ def main() -> None:
         print("\ncoordinate_check: left out, as mup is not installed")
         return
     title = f"Coordinate check, widths {WIDTHS[0]} to {WIDTHS[-1]}, {SEEDS} seeds, {STEPS} steps"
-    print_table(f"{title} of {_BATCH_SIZE} examples", measure())
+    print_table(title, measure())
     print_table("Where ours goes, in one process", [stages()])
 
 
@@ -202,7 +219,10 @@ def stages(widths: Sequence[int] = WIDTHS, seeds: int = SEEDS, repetitions: int 
     """The processor's seconds of each of our stages."""
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as name:
-        found = [ours(_new(Path(name)), widths, seeds) for _ in range(repetitions)]
+        found = [
+            ours(Path(tempfile.mkdtemp(dir=name)), widths, seeds, _FLAGS)
+            for _ in range(repetitions)
+        ]
     logging.disable(logging.NOTSET)
     return {f"{stage} / s": median(each[stage] for each in found) for stage in found[0]}
 

@@ -69,7 +69,7 @@ class Linear:
     ):
         self._config, self._hyperparameters = config, hyperparameters
         self._model_at, self._at = model_at, kernel_at
-        self.moving = Moving(config, hyperparameters, model_at, kernel_at)
+        self.moving = Moving(config, model_at, kernel_at)
         self._known: dict[str, Outputs] = {}
 
     def outputs(self, way: str, step: int) -> Floats | None:

@@ -1,6 +1,5 @@
 """The kernel by which a run's steps move the outputs, where that is known."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -27,26 +26,18 @@ class Moving:
 
     Args:
         config: the command line: which form of the kernel.
-        hyperparameters: the run's.
         model_at: how the run was trained.
         kernel_at: its tangent kernel.
     """
 
-    def __init__(
-        self,
-        config: CacheConfig,
-        hyperparameters: Mapping[str, Any],
-        model_at: ModelAt,
-        kernel_at: KernelAt,
-    ):
+    def __init__(self, config: CacheConfig, model_at: ModelAt, kernel_at: KernelAt):
         self._form, self._model_at, self._at = config.kernel, model_at, kernel_at
-        self._stored = hyperparameters["task"].get("parametrization")
         self._now: tuple[State, NDArray[Any]] | None = None
 
-    @cached_property
+    @property
     def scales(self) -> Scales | None:
         """Those of the run's parametrization."""
-        return None if self._stored is None else Scales.from_flat(self._stored)
+        return self._model_at.scales
 
     @cached_property
     def why_not(self) -> str:

@@ -3,7 +3,9 @@
     h_t − h_0 = ΔW x_t + W_0 (x_t − x_0) + Δb,    ΔW = W_t − W_0
 
 holds exactly: *own*, *propagated* and *bias* parts of the change of a layer's output h = W x + b.
-The own part of all steps together uses what the layer reads now, x_t.
+The own part of all steps together uses what the layer reads now, x_t. The propagated part is what
+the other parts leave of the change, which rounding makes no worse: Δx is a difference of rounded
+numbers as the change is.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,12 +70,10 @@ def _parts(checkpoint: Checkpoint, layer: str) -> dict[str, Tensor]:
         parts["activation"] = now.inputs[layer]
     if checkpoint.step == 0:
         return parts
-    parts |= {
-        "change": now.outputs[layer] - start.outputs[layer],
-        "own": checkpoint.own(layer),
-    }
-    if not is_first:
-        parts["propagated"] = checkpoint.propagated(layer)
+    change = now.outputs[layer] - start.outputs[layer]
+    parts |= {"change": change, "own": checkpoint.own(layer)}
     if (bias := checkpoint.bias(layer)) is not None:
         parts["bias"] = bias
+    if not is_first:
+        parts["propagated"] = change - parts["own"] - parts.get("bias", 0)
     return parts

@@ -21,7 +21,6 @@ from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
 from Metrics.tangent import weighted_kernel
 from Metrics.width.members import Member
-from Models.parametrization.scales import Scales
 from Models.symmetry import no_laws
 from Utils.errors import UserError
 from Utils.storage import open_hdf5
@@ -120,11 +119,6 @@ class Checkpoint:
         """ΔW x_t: the part of a layer's change that its own weights make."""
         return apply(self.layers[layer], self.moved(layer), self.now.inputs[layer])
 
-    def propagated(self, layer: str) -> Tensor:
-        """W_0 Δx: the part that the layers below make."""
-        change = self.now.inputs[layer] - self.start.inputs[layer]
-        return apply(self.layers[layer], self.initial(layer), change)
-
     @property
     def kernels(self) -> dict[str, Floats]:
         """[N, N] the traced tangent kernels of the layers' parameters at this step."""
@@ -150,9 +144,12 @@ class Checkpoint:
         return self._network.lr_factors(layer)
 
     def bias(self, layer: str) -> Tensor | None:
-        """Δb, the rest of a layer's change; ``None`` without a bias."""
-        before, now = self._network.initial[layer][1], _weights(self.layers[layer])[1]
-        return None if before is None or now is None else now - before
+        """Δb, the rest of a layer's change, [C, 1, …] as it is added; ``None`` without a bias."""
+        module, (weight, before) = self.layers[layer], self._network.initial[layer]
+        if before is None:
+            return None
+        assert isinstance(module.bias, Tensor)
+        return (module.bias.detach() - before).reshape(-1, *(1,) * (weight.dim() - 2))
 
 
 class Network:
@@ -173,7 +170,6 @@ class Network:
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
         said = dict(member.hyperparameters)
         self.kernel_at = KernelAt(member.run, said, config, _UNREAD, self.model_at)
-        self._scales = said["task"].get("parametrization")
 
     @contextmanager
     def at(self, step: int) -> Iterator[Checkpoint]:
@@ -220,9 +216,9 @@ class Network:
 
     def lr_factors(self, layer: str) -> set[float]:
         """By what the parametrization multiplies the learning rates of a layer's parameters."""
-        if self._scales is None:
+        if self.model_at.scales is None:
             return {1.0}
-        parameters = Scales.from_flat(self._scales).parameters
+        parameters = self.model_at.scales.parameters
         return {p.lr for p in parameters if layer in (p.name, p.name.rpartition(".")[0])}
 
     @property

@@ -6,25 +6,19 @@ import math
 import torch
 
 from Data.dataset import Dataset
-from Models.symmetry import Laws, no_laws
 from Training.config import TrainConfig
 from Training.discrete_laws import Coefficients
 from Training.function_space import largest_curvature, largest_lr
 from Training.infinite.kernels import KernelsOfRun, tangent_kernel
-from Training.infinite.network import FunctionSpaceNetwork
+from Training.infinite.network import FunctionSpaceNetwork, numbered
 from Training.registry import LOSSES
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 
+__all__ = ["kernels_of", "network_of", "numbered"]
+
 _LARGEST_FLOW = 4000
 """Numbers N C up to which the flow of a loss other than squared error is followed."""
-
-NO_WEIGHTS = "a network of infinite width has no weights, and so no conservation laws of them"
-
-
-def laws_of_infinity() -> Laws:
-    """None, with the reason."""
-    return no_laws(NO_WEIGHTS)
 
 
 def kernels_of(config: TrainConfig, dataset: Dataset, replicas: int) -> KernelsOfRun:

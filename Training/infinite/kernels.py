@@ -5,7 +5,7 @@
 the loss is squared error, for the spread of the ensemble, the covariances of initial outputs
 ``/nngp/train`` [N, N], ``/nngp/probe`` [P, N] and ``/nngp/probe_variance`` [P].
 
-Shape letters: N training, E test and P probe examples; R = N + E + P.
+Shape letters: N training, E test and P probe examples; R = N + E + P. E = 0 with ``--no-evaluate``.
 """
 
 import logging
@@ -128,7 +128,8 @@ class KernelsOfRun:
 
     def _sizes(self) -> tuple[int, int, int]:
         test = len(self.dataset.test)
-        return len(self.dataset.train), test, min(self.config.probe_size, test)
+        evaluated = test if self.config.evaluate else 0
+        return len(self.dataset.train), evaluated, min(self.config.probe_size, test)
 
     def _stored(self) -> int:
         """Bytes of the file."""
@@ -182,7 +183,11 @@ class KernelsOfRun:
         config, data = self.config, self.dataset
         probe, _ = probe_batch(data, config.probe_size, config.seed, dtype=self._dtype)
         train = self._inputs(data.train).to(device)
-        for name, x in (("train", None), ("test", self._inputs(data.test)), ("probe", probe)):
+        rows = {"train": None, "test": self._inputs(data.test), "probe": probe}
+        if not config.evaluate:
+            del rows["test"]
+            yield "ntk/test", torch.empty(0, len(train), dtype=self._dtype).numpy()
+        for name, x in rows.items():
             wants_prior = self._with_prior and name != "test"
             one = train if x is None else x.to(device)
             found = self._network.kernels(

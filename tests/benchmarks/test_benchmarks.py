@@ -48,7 +48,11 @@ def test_ensemble_table() -> None:
 def test_coordinate_check_table() -> None:
     pytest.importorskip("mup")
     rows = coordinate_check.measure([64, 96], seeds=1, repetitions=1, commands=False)
-    assert [row["case"] for row in rows] == ["in one process", "in one process, with laws"]
+    assert [row["case"] for row in rows] == [
+        "in one process, the same steps",
+        "in one process, the same steps, with laws",
+        "in one process, the same coordinates",
+    ]
     for row in rows:
         assert list(row)[1:4] == ["ours / s", "mup / s", "ours / mup"]
         assert float(row["ours / s of processor"]) > 0 < float(row["mup / s of processor"])
@@ -56,17 +60,19 @@ def test_coordinate_check_table() -> None:
     assert list(parts) == ["train / s", "extract / s", "cache / s"]
 
 
-def test_coordinate_check_trains_the_networks_of_mup(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "steps"), [("the same steps", 4), ("the same coordinates", 3)])
+def test_coordinate_check_trains_the_networks_of_mup(tmp_path: Path, case: str, steps: int) -> None:
     """The same shapes, numbers of steps and examples: what the comparison rests on."""
+    flags = coordinate_check.flags_of(case)
     mup_coordinates = pytest.importorskip("benchmarks.mup_coordinates")
-    coordinate_check.ours(tmp_path, [64], seeds=1)
+    coordinate_check.ours(tmp_path, [64], 1, flags)
     (run,) = (RunFolder(path) for path in (tmp_path / "e").glob("width=*"))
-    assert run.checkpoint_steps() == run.feature_steps() == [0, 1, 2, 3, 4]
-    weights = torch.load(run.checkpoint(4), weights_only=True)["model_state_dict"]
-    batches = coordinate_check.batches()
+    assert run.checkpoint_steps() == run.feature_steps() == [*range(steps + 1)]
+    weights = torch.load(run.checkpoint(steps), weights_only=True)["model_state_dict"]
+    batches = coordinate_check.batches(flags["train_batch_size"])
     theirs = mup_coordinates.network(64, batches[0]).state_dict()
     assert [w.shape for w in weights.values()] == [w.shape for w in theirs.values()]
-    assert [len(targets) for _, targets in batches] == [359] * 4
+    assert [len(targets) for _, targets in batches] == [1437 // steps] * 4
     assert (tmp_path / "e" / "cache" / "coordinates.csv").exists()
 
 

@@ -14,6 +14,7 @@ from Data.batches import random_batch
 from Data.dataset import Split
 from Metrics.figures import draw
 from tests.runs import Runs, cache_run, extract_run, train_run
+from Training.groups import by_form
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 
@@ -80,13 +81,15 @@ def test_the_threshold_follows_the_schedule(own: Runs) -> None:
 def adaptive(run: RunFolder, monkeypatch: pytest.MonkeyPatch, kind: Any, **options: Any) -> Any:
     """Give a run the optimizer state that torch makes, as extract.py names it."""
 
-    def build(config: Any, model: nn.Module) -> Any:
-        return kind(model.named_parameters(), lr=0.01, **options)
+    def build(config: Any, model: nn.Module, _: None) -> Any:
+        matrices, vectors = by_form(list(model.named_parameters()))
+        spared = {"weight_decay": 0.0} if config.wd_on == "matrices" else {}
+        return kind([{"params": matrices}, {"params": vectors, **spared}], lr=0.01, **options)
 
     monkeypatch.setattr("Metrics.edge.build_optimizer", build)
     torch.manual_seed(0)
     model = nn.Linear(64, 10, dtype=torch.float64)
-    optimizer = build(None, model)
+    optimizer = kind(model.named_parameters(), lr=0.01, **options)
     for _ in range(3):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
@@ -130,15 +133,45 @@ def test_optimizers_of_the_registry_have_their_edge(own: Runs, name: str, edge: 
     assert np.isfinite(found[f"empirical/{PRECONDITIONED}"][1:]).all()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum --momentum 0.5"])
+def test_a_parametrization_is_judged_by_the_hessian_times_its_factors(
+    own: Runs, optimizer: str
+) -> None:
+    """By the dense Hessian of the network, S H S with S² the factors of learning rates."""
+    run = own(
+        "--model fc --depth 2 --width 4 --nonlinearity tanh --loss mse --dtype float64 "
+        f"--param mup --lr 0.2 --optimizer {optimizer}"
+    )
+    cache_run(run, "--metrics sharpness --examples 2000 --eigenvalues 2")
+    task = run.read_hyperparameters()["task"]["parametrization"]["parameters"]
+    factors = {row["name"]: row["lr"] for row in task}
+    assert len({*factors.values()}) > 1
+    state = torch.load(run.checkpoint(12), weights_only=True)["model_state_dict"]
+    shapes = {name: weight.shape for name, weight in state.items()}
+    flat = torch.cat([weight.reshape(-1) for weight in state.values()])
+    x = torch.from_numpy((digits().inputs.flatten(1).double().numpy() / 16 - 0.3058) / 0.3762)
+    y = nn.functional.one_hot(digits().targets, 10).double()
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(values, [shape.numel() for shape in shapes.values()])
+        w, b, v, c = (p.view(s) for p, s in zip(parts, shapes.values(), strict=True))
+        return (torch.tanh(x @ w.T + b) @ v.T + c - y).square().mean()
+
+    dense = torch.autograd.functional.hessian(loss, flat)  # type: ignore[no-untyped-call]
+    s = torch.cat([torch.full((shapes[n].numel(),), factors[n] ** 0.5) for n in shapes]).double()
+    expected = torch.linalg.eigvalsh(s[:, None] * dense * s).flip(0)[:2]
+    found = curves(run)
+    np.testing.assert_allclose(found[f"empirical/{PRECONDITIONED}"][-1], expected, rtol=1e-8)
+    edge = (2 if optimizer == "sgd" else 3) / 0.2
+    np.testing.assert_allclose(found[f"theoretical/{PRECONDITIONED}"], edge, rtol=1e-12)
+    with h5py.File(run.cache("sharpness")) as file:
+        assert file[f"gate/{PRECONDITIONED}"][()].all()
+
+
 @pytest.mark.parametrize(
     ("optimizer", "flags", "reason"),
     [
         (None, "--clip-norm 1", "clipped steps stay bounded at any curvature"),
-        (
-            None,
-            "--model fc --depth 2 --width 4 --param ntk",
-            "the parametrization gives parameters different learning rates",
-        ),
         (torch.optim.Adagrad, "", "no threshold is known for sgd"),
         (None, "", ""),
     ],

@@ -63,7 +63,7 @@ def test_sgd_diverges_above_its_threshold_and_not_below(case: str) -> None:
 
     edge = stability(build([nn.Parameter(torch.ones(1))]), LR)
     assert edge is not None
-    assert edge.preconditioner is None
+    assert edge.preconditioned is None
     assert growth(build, 0.99 * edge.threshold, {}) < 0.1
     assert growth(build, 1.01 * edge.threshold, {}) > 100
 
@@ -76,17 +76,19 @@ def test_adaptive_optimizers_diverge_above_their_threshold_and_not_below(case: s
         optimizer: Optimizer = kind(parameters, lr=LR, **options)
         return optimizer
 
-    edge = stability(build([nn.Parameter(torch.ones(1))]), LR)
+    theta = nn.Parameter(torch.ones(1))
+    edge = stability(build([theta]), LR)
     assert edge is not None
-    assert edge.preconditioner is not None
+    assert edge.preconditioned is not None
+    own = edge.preconditioned[theta]
     if kind is RMSprop:
         state = {"square_avg": SQUARES} | ({"grad_avg": 0.1} if options.get("centered") else {})
     else:  # 10¹⁰ steps ago: 1 − β₂^t is neither 0 nor 1
         state = {"exp_avg_sq": SQUARES, "step": 1e10}
-    p = edge.preconditioner(lambda name: torch.tensor([state[name]]) if name in state else None)
-    assert p is not None
+    inverse = own.inverse(lambda name: torch.tensor([state[name]]) if name in state else None)
+    assert inverse is not None
     for factor in (0.99, 1.01):
-        curvature = factor * edge.threshold * float(p) - edge.decay
+        curvature = factor * edge.threshold / float(inverse) - own.decay
         grown = growth(build, curvature, state)
         assert grown < 0.1 if factor < 1 else grown > 100, (case, factor, grown)
 
@@ -103,13 +105,104 @@ def test_the_preconditioner_is_what_steps_are_divided_by(kind: Any) -> None:
     state = optimizer.state[theta]
     edge = stability(optimizer, LR)
     assert edge is not None
-    assert edge.preconditioner is not None
-    p = edge.preconditioner(state.get)
-    assert p is not None
+    assert edge.preconditioned is not None
+    own = edge.preconditioned[theta]
+    inverse = own.inverse(state.get)
+    assert inverse is not None
     assert theta.grad is not None
     along: Tensor = theta.grad if kind is RMSprop else state["exp_avg"]
-    torch.testing.assert_close(before - theta.detach(), LR * along / p, rtol=1e-12, atol=0)
-    assert edge.preconditioner(lambda name: None) is None
+    torch.testing.assert_close(before - theta.detach(), LR * along * inverse, rtol=1e-12, atol=0)
+    assert own.inverse(lambda name: None) is None
+
+
+GROUPS: dict[str, tuple[Any, dict[str, Any], tuple[float, float]]] = {
+    "sgd": (SGD, {}, (0.0, 0.0)),
+    "sgd, decay": (SGD, {}, (3.0, 0.0)),
+    "heavy ball": (SGD, {"momentum": 0.9, "dampening": 0.3}, (0.5, 2.0)),
+    "nesterov": (SGD, {"momentum": 0.6, "nesterov": True}, (0.0, 1.0)),
+    "adam": (Adam, {"betas": (0.9, SLOW)}, (1.0, 0.5)),
+    "adamw, the same decay per step": (AdamW, {"betas": (0.8, SLOW)}, (2.0, 0.5)),
+    "rmsprop": (RMSprop, {"alpha": SLOW, "momentum": 0.5}, (0.0, 0.3)),
+}
+"""Class, flags, and decays of two parameters, of which the second has four times the rate."""
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_parameters_with_rates_of_their_own(case: str) -> None:
+    """On a curvature that couples the two, scaled to lie just below and above the threshold."""
+    kind, options, decays = GROUPS[case]
+    coupled = torch.tensor([[2.0, 1.0], [1.0, 1.5]], dtype=torch.float64)
+    squares = {"exp_avg_sq": (0.04, 0.09), "square_avg": (0.04, 0.09), "step": (1e10, 1e10)}
+
+    def build() -> tuple[list[nn.Parameter], Optimizer]:
+        theta = [nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in "ab"]
+        groups = [
+            {"params": [one], "lr": LR * rate, "weight_decay": decay}
+            for one, rate, decay in zip(theta, (1, 4), decays, strict=True)
+        ]
+        optimizer: Optimizer = kind(groups, lr=LR, **options)
+        return theta, optimizer
+
+    theta, optimizer = build()
+    edge = stability(optimizer, LR)
+    assert edge is not None
+    assert edge.preconditioned is not None
+    own = [edge.preconditioned[one] for one in theta]
+    inverse = []
+    for k, each in enumerate(own):
+        remembered = {name: torch.tensor(both[k]) for name, both in squares.items()}
+        found = each.inverse(remembered.get)
+        assert found is not None
+        inverse.append(float(found))
+    root = torch.tensor(inverse, dtype=torch.float64).sqrt()
+    decay = torch.diag(torch.tensor([each.decay for each in own], dtype=torch.float64))
+
+    def largest(scale: float) -> float:
+        matrix = root[:, None] * (scale * coupled + decay) * root
+        return float(torch.linalg.eigvalsh(matrix)[-1])
+
+    low, high = 0.0, 1e6
+    for _ in range(80):  # the scale at which the largest eigenvalue is at the threshold
+        middle = (low + high) / 2
+        low, high = (middle, high) if largest(middle) < edge.threshold else (low, middle)
+    for factor in (0.99, 1.01):
+        theta, optimizer = build()
+        _remember(theta, optimizer, squares)
+        for one in theta:
+            one.data.fill_(1e-6)
+        for _ in range(1500):
+            at = torch.cat([one.detach() for one in theta])
+            for one, gradient in zip(theta, factor * low * coupled @ at, strict=True):
+                one.grad = gradient[None]
+            optimizer.step()
+            if float(at.abs().max()) > 1e-3:
+                break
+        grown = float(at.abs().max()) / 1e-6
+        assert grown < 0.1 if factor < 1 else grown > 100, (case, factor, grown)
+
+
+def _remember(
+    theta: list[nn.Parameter], optimizer: Optimizer, squares: dict[str, tuple[float, float]]
+) -> None:
+    """Give adaptive optimizers squares that were made long ago."""
+    for one in theta:
+        one.grad = torch.zeros_like(one)
+    optimizer.step()
+    for k, one in enumerate(theta):
+        state = optimizer.state[one]
+        kept = {name: v[k] for name, v in squares.items() if state.get(name) is not None}
+        state.update({name: torch.full_like(state[name], v) for name, v in kept.items()})
+
+
+def test_first_steps_have_rates_of_their_own() -> None:
+    theta = nn.Parameter(torch.ones(1))
+    optimizer = SGD([{"params": [theta], "lr": 0.2, "first_lr": 5.0}], lr=LR)
+    for first, factor in ((False, 4.0), (True, 20.0)):
+        edge = stability(optimizer, LR, first)
+        assert edge is not None
+        assert edge.preconditioned is not None
+        assert edge.preconditioned[theta].factor == pytest.approx(factor)
+        assert edge.threshold == 2 / LR
 
 
 def test_published_thresholds() -> None:
