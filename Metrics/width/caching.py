@@ -63,7 +63,8 @@ class Findings:
             told = f"no theory: {reason}" if reason else summary([e.verdict for e in own])
             some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
             lines += [f"{head} ({len(widths)}), {some}; {told}"]
-            lines += [*_ended(group), *table_text(own), ""]
+            why = "exponents need two widths" if len(widths) == 1 else "nothing was measured"
+            lines += [*_ended(group), *(table_text(own) if own else [why]), ""]
         return "\n".join(lines).rstrip()
 
 

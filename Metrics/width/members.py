@@ -116,7 +116,8 @@ def grouped(members: Sequence[Member], within: Collection[str] = ()) -> list[Gro
     axes = [name for name in _varying(members) if name not in within and _is_axis(name, members)]
     groups: dict[str, list[Member]] = {}
     for member in members:
-        told = (f"{name}={_short(member.flag(name))}" for name in axes)
+        given = [name for name in axes if member.flag(name) is not None] or axes
+        told = (f"{name}={_short(member.flag(name))}" for name in given)
         groups.setdefault(" ".join(told) or "all", []).append(member)
     return [Group(label, tuple(g), _lr_exponent(g)) for label, g in sorted(groups.items())]
 

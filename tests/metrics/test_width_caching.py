@@ -137,6 +137,20 @@ def test_other_groups_and_other_predictions(tmp_path: Path) -> None:
     assert predicted["change", "classifier"] == "2"
 
 
+def test_groups_are_told_by_what_they_have(tmp_path: Path) -> None:
+    """Runs of one width each, of which one has a momentum: its absence is no part of a name."""
+    path = make(tmp_path / "e", FLAGS, "1e-3", widths=(4,))
+    make(path, f"{FLAGS} --optimizer momentum --momentum 0.5", "1e-3", widths=(5,))
+    make(path, f"{FLAGS} --optimizer momentum --momentum 0.5", "1e-3", widths=(4,), seeds=(2,))
+    (found,) = cached(path, "--metrics update-norms")
+    assert {g.label for g in found.groups} == {
+        "optimizer=sgd",
+        "dampening=0 momentum=0.5 optimizer=momentum",
+    }
+    (found,) = cached(path, "--metrics init-distribution")
+    assert "exponents need two widths" in found.text()
+
+
 def test_theory_is_silent_where_it_does_not_apply(tmp_path: Path) -> None:
     path = make(tmp_path / "e", f"{FLAGS} --wd 0.1", "0.1")
     (found,) = cached(path, "--metrics gradients")
