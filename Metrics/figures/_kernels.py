@@ -51,14 +51,16 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
     beside, times = whole.beside, spread(len(cache.at.step), _PICTURES)
     some = {float(t): f"{int(cache.at.step[t])}" for t in times}
     change = {
-        "|ΔΘ| / |Θ|": beside["change"],
-        "1 − cosine": beside["distance"][0],
+        "|ΔΘ| / |Θ|": beside["change"].copy(),
+        "1 − cosine": beside["distance"][0].copy(),
         "1 − CKA": 1 - beside["cka"][0],
     }
+    for curve in change.values():
+        curve[0] = np.nan  # 0, or its rounding
     plots = [
         *images,
         Image("1 − cosine between steps", beside["distance"], None, "step", some),
-        Plot("change since the first step", of_network(change), logarithmic=True),
+        Plot("change since the first step", of_network(change), logarithmic=True, room=0.4),
         Plot("velocity (1 − cosine, per step)", of_network({"": beside["velocity"]}), True),
         Plot("trace / examples", by_layer(layers, "empirical", colours_of(layers)), True),
         _angles(np.degrees(beside["angle"])),
@@ -140,7 +142,7 @@ def draw_alignment(cache: Cache, layers: Sequence[Layer], options: Options) -> F
         Plot("silent alignment (over maxima)", of_network(over_most), room=0.5),
         Plot("centred alignment", by_layer(layers, "centred", colours)),
         Plot("alignment", by_layer(layers, "empirical", colours)),
-        Plot("centred alignment of classes", _of_classes(whole.beside["class"]), room=0.25),
+        *_of_classes(whole.beside["class"]),
         Plot("CKA with the reference", by_layer(layers, "cka", colours)),
     ]
     if len(parts) > 1:
@@ -150,12 +152,15 @@ def draw_alignment(cache: Cache, layers: Sequence[Layer], options: Options) -> F
     return draw_plots(cache, plots, options, legend=layer_legend(layers, options))
 
 
-def _of_classes(alignments: Array) -> list[Line]:
+def _of_classes(alignments: Array) -> list[Plot]:
     """A line for each class of [T, C], the first and the last one with their names."""
     count = alignments.shape[1]
+    if count == 1:
+        return []
     looks = [{**style.THIN, "color": c} for c in early_to_late(count)]
     names = [f"class {i}" * (i in (0, count - 1)) for i in range(count)]
-    return [Line(*each) for each in zip(alignments.T, names, looks, strict=True)]
+    lines = [Line(*each) for each in zip(alignments.T, names, looks, strict=True)]
+    return [Plot("centred alignment of classes", lines, room=0.25)]
 
 
 def _over_most(values: Array) -> Array:
