@@ -60,7 +60,7 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
     plots = [
         *images,
         Image("1 − cosine between steps", beside["distance"], None, "step", some),
-        Plot("change since the first step", of_network(change), logarithmic=True, room=0.4),
+        Plot("change since the first step", of_network(change), logarithmic=True, room=0.5),
         Plot("velocity (1 − cosine, per step)", of_network({"": beside["velocity"]}), True),
         Plot("trace / examples", by_layer(layers, "empirical", colours_of(layers)), True),
         _angles(np.degrees(beside["angle"])),
