@@ -177,7 +177,11 @@ def random_batch(
         Inputs [size, *input_shape] and targets: [size] int64, or [size, outputs] of a
         regression.
     """
-    index = torch.randperm(len(split), generator=generator(seed, stream))[:size]
-    inputs, targets = split.take(index)
+    inputs, targets = split.take(drawn_numbers(len(split), size, seed, stream))
     normalize = Normalize(split.entry, device, dtype)
     return normalize(inputs.to(device)), as_outputs(targets.to(device), dtype)
+
+
+def drawn_numbers(count: int, size: int, seed: int, stream: Stream) -> Tensor:
+    """The numbers [size] of the examples that :func:`random_batch` draws from ``count``."""
+    return torch.randperm(count, generator=generator(seed, stream))[:size]

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from Metrics.charges import EXACT
+from Metrics.charges import OfCharges
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
 from Metrics.predictions import APART
+from Training.registry import SGDS
 
 PARTS = ("decay", "kinetic", "leak")
 
@@ -17,7 +18,7 @@ _STILL = 1e-6
 the rounding of what does not move is no error of its budget."""
 
 
-class Budget:
+class Budget(OfCharges):
     """Every law of every kind, by "kind layer", for any optimizer.
 
     The observer counts the parts from the first step of training on and remembers the charges
@@ -25,10 +26,11 @@ class Budget:
     """
 
     def __init__(self, context: Context):
+        super().__init__(context.laws)
         self._families = {f"{f.kind} {f.layer}": f for f in context.laws.families}
         # Under SGD the law's parts are compared with stored weights; under other optimizers
         # every step's weights are, in float64, and their rounding is part of the leak.
-        stored = context.hyperparameters["optimizer"] in EXACT
+        stored = context.hyperparameters["optimizer"] in SGDS
         dtype = str(context.hyperparameters["dtype"]) if stored else "float64"
         self._rounding = float(np.finfo(dtype).eps)
 

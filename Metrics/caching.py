@@ -14,7 +14,10 @@ from Metrics.cache_file import CacheFile, Part
 from Metrics.config import CacheConfig
 from Metrics.features import NotRecorded, step_features
 from Metrics.kernels.at import KernelAt
+from Metrics.kernels.empirical import EmpiricalKernelAt
+from Metrics.kernels.infinite import InfiniteKernelAt, InfiniteLinear
 from Metrics.kernels.linear import Linear
+from Metrics.kernels.linear_network import LinearNetwork
 from Metrics.metric import Context, Forecasts, Metric
 from Metrics.model_at import ModelAt
 from Metrics.predictions import recorded
@@ -176,8 +179,7 @@ class _Computation:
         theirs = is_upstreams(hyperparameters)
         predict = Unobserved(run, self._laws, hyperparameters) if theirs else recorded
         model_at = ModelAt(run, hyperparameters, config)
-        kernel_at = KernelAt(run, hyperparameters, config, self._laws, model_at)
-        linear = Linear(config, hyperparameters, model_at, kernel_at)
+        kernel_at, linear = _kernels_of(run, hyperparameters, config, self._laws, model_at)
         context = Context(self._laws, config, hyperparameters, model_at, predict, kernel_at, linear)
         self.metrics = {name: METRICS[name].load()(context) for name in names}
 
@@ -194,6 +196,21 @@ class _Computation:
                 except UserError as error:
                     found[name] = error
             return features.source, found
+
+
+def _kernels_of(
+    run: RunFolder,
+    hyperparameters: dict[str, Any],
+    config: CacheConfig,
+    laws: Laws,
+    model_at: ModelAt,
+) -> tuple[KernelAt, Linear]:
+    """The tangent kernel of a run and what it predicts: of its network, or of infinite width."""
+    if hyperparameters.get("width") == INFINITE:
+        fixed = InfiniteKernelAt(run, hyperparameters, config, laws, model_at)
+        return fixed, InfiniteLinear(config, hyperparameters, model_at, fixed)
+    found = EmpiricalKernelAt(run, hyperparameters, config, laws, model_at)
+    return found, LinearNetwork(config, hyperparameters, model_at, found)
 
 
 class _Pass:

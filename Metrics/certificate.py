@@ -5,7 +5,7 @@ Shape letters: N examples, C classes, K laws.
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class Certificate(Curves):
 
     def __init__(self, context: Context):
         super().__init__(context)
+        self._laws = replace(context.laws, rates={})  # symmetries know of no learning rate
         self._source = ""
         self._findings: dict[str, Findings] = {}
 
@@ -121,7 +122,7 @@ class Certificate(Curves):
         return self._findings
 
     def _examine(self, features: StepFeatures) -> dict[str, Findings]:
-        at, laws = self.context.model_at, self.context.laws
+        at, laws = self.context.model_at, self._laws
         at.load(features)
         logits = at.logits({})
         loss = at.loss(logits, at.batch[1])
@@ -153,7 +154,7 @@ class Certificate(Curves):
 
     def _leak(self, loss: Tensor) -> Floats:
         """[K] |⟨θ, g⟩_S| / Σ|s θ g|, or |⟨c, g⟩| / Σ|c g|."""
-        parameters, laws = self.context.model_at.parameters, self.context.laws
+        parameters, laws = self.context.model_at.parameters, self._laws
         gradients = {name: torch.zeros_like(p) for name, p in parameters.items()}
         names = [name for name, p in parameters.items() if p.requires_grad]
         found = torch.autograd.grad(loss, [parameters[n] for n in names], materialize_grads=True)

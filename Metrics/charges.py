@@ -7,13 +7,31 @@ import numpy as np
 
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
-from Models.symmetry import Kind
-
-EXACT = frozenset(("sgd", "momentum"))
-"""The optimizers that keep the symmetries, so that laws hold."""
+from Models.symmetry import Kind, Laws
+from Training.registry import SGDS
 
 
-class ChargeMetric:
+class OfCharges:
+    """A metric of charges, whose cache says of which weights they are.
+
+    Args:
+        laws: of the run.
+    """
+
+    def __init__(self, laws: Laws):
+        self._of_rates = any(rate != 1 for rate in laws.rates.values())
+
+    @property
+    def axes(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """Under a parametrization ``of``: what the charges are made of."""
+        return {"of": "θ/√s, learning rates sη"} if self._of_rates else {}
+
+
+class ChargeMetric(OfCharges):
     """All laws of one kind.
 
     Args:
@@ -22,6 +40,7 @@ class ChargeMetric:
     """
 
     def __init__(self, kind: Kind, context: Context):
+        super().__init__(context.laws)
         families = context.laws.families
         self._predict = context.predict
         self._families = [(i, f) for i, f in enumerate(families) if f.kind == kind]
@@ -74,7 +93,7 @@ class ChargeMetric:
 
     def _reason(self, why: str) -> str:
         """Why gates of a family are closed, with the optimizer's part in it."""
-        if not why or self._optimizer in EXACT:
+        if not why or self._optimizer in SGDS:
             return why
         return f"{why}; {self._optimizer} breaks the symmetry, see the metric budget"
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from Models.parametrization.scales import Scales
 from Training.config import TrainConfig
+from Training.registry import SGDS
 
 _NO_DECAY = "no equilibrium without weight decay"
 
@@ -50,15 +52,32 @@ class Equilibrium:
         return math.sqrt(2 * lr * wd * self.turn)
 
 
-def equilibrium(config: TrainConfig) -> Equilibrium | str:
-    """The equilibrium under a run's optimizer, or why there is none to predict."""
+def equilibrium(config: TrainConfig, scales: Scales | None = None) -> Equilibrium | str:
+    """The equilibrium under a run's optimizer, or why there is none to predict.
+
+    Args:
+        config: of the run.
+        scales: of its parametrization. Under SGD θ/√s then has the learning rate of ``config``, and
+            the decay sλ_p, which must be the same for all parameters: see :func:`decay`.
+    """
     if not config.wd:
         return _NO_DECAY
-    if config.is_parametrized:
+    if scales is not None and config.optimizer not in SGDS:
         return "the parametrization gives parameters different learning rates"
+    if scales is not None and (scales.first_steps or math.isnan(decay(config, scales))):
+        return "the parametrization gives parameters different weight decay or first steps"
     if config.optimizer in _UNKNOWN:
         return _UNKNOWN[config.optimizer]
     return _BY_OPTIMIZER[config.optimizer](config)
+
+
+def decay(config: TrainConfig, scales: Scales | None) -> float:
+    """λ of the weights that :func:`equilibrium` is about; NaN if it is not the same for all."""
+    wd = config.wd or 0.0
+    if scales is None:
+        return wd
+    factors = [scale.lr * scale.wd for scale in scales.parameters]
+    return wd * factors[0] if np.allclose(factors, factors[0], rtol=1e-12, atol=0) else math.nan
 
 
 def _sgd(config: TrainConfig) -> Equilibrium:

@@ -124,6 +124,17 @@ class StepFeatures:
         metrics = self._file["metrics"]
         return float(metrics[name][()]) if name in metrics else float("nan")
 
+    def probe(self, name: str) -> NDArray[np.float64] | None:
+        """An array on the probe batch, in float64; ``None`` if extract.py has not made it."""
+        path = f"probe/{name}"
+        return self._file[path][()].astype(np.float64) if path in self._file else None
+
+    @property
+    def ensemble_loss(self) -> float:
+        """Of a run of infinite width, the mean training loss of the networks; NaN if unknown."""
+        path = "ensemble/train_loss"
+        return float(self._file[path][()]) if path in self._file else float("nan")
+
     def conservation(self, name: str) -> NDArray[np.float64]:
         """What the observer knew of each law, [K]; raises :class:`NotRecorded` without one."""
         if name not in self._known:

@@ -27,6 +27,12 @@ RESOLUTION = 0.5
 """Powers of the width that theories tell apart are mostly halves: with a margin so wide, a
 measurement near one of them is as near to the next."""
 
+_STEEPEST, _GRID = 4.0, 0.005
+"""The exponents that :func:`fit_power` tries."""
+
+_NORMAL = 1.959963984540054
+"""The 97.5th percentile of the normal law."""
+
 Verdict = Literal["agrees", "contradicts", "pre-asymptotic", "undecided", ""]
 
 
@@ -162,3 +168,45 @@ def _regression_interval(x: Array, y: Array) -> float:
     centred = x - x.mean()
     residuals = y - y.mean() - _slope(x, y) * centred
     return float(stdtrit(free, 0.975) * np.sqrt(residuals @ residuals / free / (centred @ centred)))
+
+
+def fit_power(
+    widths: Array, values: Array, intervals: Array, networks: int, positive: bool, power: int = 1
+) -> Fit | None:
+    """The exponent of y^{1/power} of measurements of known intervals, of which some may be noise.
+
+    Least squares of a n^k, a by its own closed form at every k, weighted by the intervals. The
+    interval of k holds all at which χ² is above its least by up to 1.96².
+
+    Args:
+        widths: n [W].
+        values: y [W], of any sign.
+        intervals: halves of their 95 % intervals [W].
+        networks: behind each of them.
+        positive: whether a cannot be negative.
+        power: what y is the power of.
+
+    Returns:
+        the fit; ``None`` of a single width, if a = 0 is as good as any, or steeper powers than
+        the 4th are better.
+    """
+    if len(widths) < 2:
+        return None
+    exponents = power * np.arange(-_STEEPEST, _STEEPEST + _GRID / 2, _GRID)
+    weights = np.square(_NORMAL / intervals)
+    shapes = (widths / widths[-1]) ** exponents[:, None]
+    sizes = (shapes * weights * values).sum(1) / (np.square(shapes) * weights).sum(1)
+    sizes = np.maximum(sizes, 0.0) if positive else sizes
+    misfit = (np.square(values - sizes[:, None] * shapes) * weights).sum(1)
+    best = int(np.argmin(misfit))
+    inside = misfit <= misfit[best] + _NORMAL**2
+    found = (np.square(values) * weights).sum() - misfit[best] > _NORMAL**2
+    if not found or best in (0, len(exponents) - 1):
+        return None
+    ends = inside[0] or inside[-1]
+    reach = np.inf if ends else np.abs(exponents[inside] - exponents[best]).max() / power
+    last = values[-2:] * np.sign(values[-1])
+    octave = exponents[best]
+    if (last > 0).all():
+        octave = float(np.log(last[1] / last[0]) / np.log(widths[-1] / widths[-2]))
+    return Fit(float(exponents[best]) / power, float(reach), octave / power, len(widths), networks)

@@ -28,6 +28,7 @@ Kind = Literal[
     "outputs",
     "coordinates",
     "transfer",
+    "ensemble",
     "kernels",
     "spectrum",
     "alignment",
@@ -62,7 +63,7 @@ class MetricEntry(Entry):
             "kernels", "spectrum", "alignment", "modes", "linearized" and "lazy" for tangent
             kernels and linear models, "exponents" for powers of the width, "coordinates" also for
             a phase diagram of parametrizations, "transfer" for losses over learning rates,
-            "outputs" for a histogram.
+            "ensemble" for means and variances of networks, "outputs" for a histogram.
         default: whether it is computed if no metrics are named; those that run the network at
             every checkpoint are not.
         needs: of which of ``--save-buffers`` the run must have kept one.
@@ -250,14 +251,15 @@ METRICS: Registry[MetricEntry] = Registry(
         MetricEntry(
             "ntk",
             "Metrics.kernels.ntk:TangentKernels",
-            "the empirical tangent kernel: its change, velocity and top eigenspace",
+            "the tangent kernel: its change, velocity and top eigenspace",
             "Jacot, Gabriel and Hongler, Neural Tangent Kernel, NeurIPS 2018; Fort et al., Deep "
             "Learning versus Kernel Learning, NeurIPS 2020",
-            title="Empirical tangent kernel",
+            title="Tangent kernel",
             ylabel=r"$\mathrm{tr}\,\Theta / N$",
             units="output² / parameter²",
             kind="kernels",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "spectrum",
@@ -269,6 +271,7 @@ METRICS: Registry[MetricEntry] = Registry(
             units="output² / parameter²",
             kind="spectrum",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "alignment",
@@ -280,6 +283,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="alignment",
             kind="alignment",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "modes",
@@ -290,6 +294,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="error of a mode",
             kind="modes",
             default=False,
+            weights=False,
         ),
         MetricEntry(
             "linearized",
@@ -411,6 +416,18 @@ METRICS: Registry[MetricEntry] = Registry(
             title="Convergence to the kernels of infinite width",
             ylabel="relative deviation",
             kind="exponents",
+            default=False,
+            scope="experiment",
+        ),
+        MetricEntry(
+            "ensemble",
+            "Metrics.width.ensemble:Ensemble",
+            "mean and variance of the outputs of many networks beside those of infinite width, "
+            "at every step",
+            "Lee et al., NeurIPS 2019; Dyer and Gur-Ari, ICLR 2020",
+            title="Ensembles of networks and infinite width",
+            ylabel="deviation from infinite width",
+            kind="ensemble",
             default=False,
             scope="experiment",
         ),

@@ -4,6 +4,7 @@ Shape letters: T checkpoints, D dense steps, U units of a layer, n either T or D
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from Metrics.budget import PARTS
-from Metrics.charges import EXACT
-from Metrics.equilibrium import Equilibrium, equilibrium
+from Metrics.charges import OfCharges
+from Metrics.equilibrium import Equilibrium, decay, equilibrium
 from Metrics.features import StepFeatures
 from Metrics.metric import Arrays, Context, Verdict
 from Metrics.predictions import APART
 from Models.symmetry import Family
 from Training.config import TrainConfig
+from Training.registry import SGDS
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +29,7 @@ and random walk have since the start: when learning rates and norms have fallen,
 have grown, it is the larger part of what still happens."""
 
 
-class Rotation:
+class Rotation(OfCharges):
     """Every family of scale laws: one group of weights per unit.
 
     ``rows`` and ``dense`` hold sums since the start of training; what happens per step follows
@@ -35,6 +37,7 @@ class Rotation:
     """
 
     def __init__(self, context: Context):
+        super().__init__(context.laws)
         self._context, self._laws = context, context.laws
         families = enumerate(context.laws.families)
         self._families = [(index, f) for index, f in families if f.kind == "scale"]
@@ -48,7 +51,9 @@ class Rotation:
         """Per unit: |θ|², the angle turned so far, the squares of updates, how many weights."""
         if self._counts is None:
             shapes, one = features.parameters, torch.ones(())
-            self._counts = self._laws.measure(lambda name: one.expand(shapes[name]))
+            self._counts = replace(self._laws, rates={}).measure(
+                lambda name: one.expand(shapes[name])
+            )
         curves = {
             "turned": features.conservation("turned"),
             "square": features.charges[0],
@@ -106,7 +111,7 @@ class Rotation:
         if spared.any():
             reason = f"weight decay spares a part of {spared.sum()} of {len(family)} norms"
             return Verdict(~spared, reason)
-        if self._config.optimizer not in EXACT:  # their leak tells nothing of the network
+        if self._config.optimizer not in SGDS:  # their leak tells nothing of the network
             return Verdict(np.ones(len(family), bool), "")
         decay, kinetic, leak = (np.abs(features.parts[name][family.units]) for name in PARTS)
         broken = ~(leak <= _LEAK * (decay + kinetic))
@@ -136,7 +141,7 @@ class Rotation:
     def _theory(self) -> Equilibrium | str:
         if len(self._context.model_at.schedule.phases) > 1:
             return "the momentum is annealed"
-        return equilibrium(self._config)
+        return equilibrium(self._config, self._context.model_at.scales)
 
     def _rates(self, steps: int) -> Floats:
         """[steps] the learning rates of the first updates."""
@@ -175,7 +180,7 @@ class Rotation:
         theory = self._theory
         if isinstance(theory, str):
             return made
-        wd = self._config.wd or 0.0
+        wd = decay(self._config, self._context.model_at.scales)
         angles = np.array([theory.angle(rate, wd) for rate in rates])
         means = (_sums(angles, steps), _sums(rates, steps))
         angle, rate = (np.diff(x, prepend=0).reshape(column) / gaps for x in means)
@@ -191,14 +196,14 @@ class Rotation:
     @property
     def _gain(self) -> float:
         """By how much momentum prolongs a step of SGD."""
-        if self._config.optimizer not in EXACT:
+        if self._config.optimizer not in SGDS:
             return 1.0
         return (1 - (self._config.dampening or 0.0)) / (1 - (self._config.momentum or 0.0))
 
     @property
     def _power(self) -> int:
         """The power of the norm by which an update of this length turns the weights less."""
-        return 2 if self._config.optimizer in EXACT else 1
+        return 2 if self._config.optimizer in SGDS else 1
 
 
 def _sums(values: Floats, steps: NDArray[np.int64]) -> Floats:

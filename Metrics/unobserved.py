@@ -21,13 +21,11 @@ from Metrics.features import StepFeatures, step_features
 from Metrics.predictions import Floats, Prediction
 from Models.symmetry import Family, Laws
 from Training.discrete_laws import Coefficients, linear_step, paper_linear_step
+from Training.registry import SGDS
 from Training.upstream import UPSTREAM, Phase, phases
 from Training.upstream_integrals import paper_from_integral, paper_from_two_integrals
 from Utils.errors import Unreadable
 from Utils.rundir import RunFolder
-
-_CLOSED_LAWS = frozenset({"sgd", "momentum"})
-"""Optimizers whose steps have laws."""
 
 _SAME_RATE = 1e-9
 """Recorded and scheduled hyper-parameters may differ so much, relatively."""
@@ -99,7 +97,7 @@ class Unobserved:
     def _never(self) -> str:
         """Why nothing at all can be predicted of the run; empty if something can."""
         optimizer = self._hyperparameters["optimizer"]
-        if optimizer not in _CLOSED_LAWS:
+        if optimizer not in SGDS:
             return f"{optimizer} has no law that follows from what was recorded"
         if self._hyperparameters[UPSTREAM]["annealed"]:
             return "train_annealed counted steps anew and changed hyper-parameters unrecorded"

@@ -39,7 +39,7 @@ def build_model(
         model = build_parametrized(config, input_shape, num_classes)
     else:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream_seed(config.seed, "init"))
+            torch.default_generator.manual_seed(stream_seed(config.weights_seed, "init"))
             model = construct(config, input_shape, num_classes)
     if weights and (config.pretrained or config.restore_path):
         from Models.weights import load_pretrained, restore

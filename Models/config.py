@@ -16,9 +16,12 @@ from Utils.errors import UserError
 
 _PARAMETRIZATION = frozenset({"param", "abc", "roles", "base_width", "base_shapes"})
 _GENERAL = _PARAMETRIZATION | {
-    *("model", "model_class", "dtype", "seed", "model_dir", "restore_path")
+    *("model", "model_class", "dtype", "seed", "init_seed", "model_dir", "restore_path")
 }
 """What every registered model reads."""
+
+_LATER = _PARAMETRIZATION | {"init_seed"}
+"""What the first runs did not save."""
 
 _USERS = _GENERAL - {"model_class"}
 """What a function of the user's reads."""
@@ -135,24 +138,35 @@ class ModelConfig(Config):
         "float32", description="Number format of parameters, inputs and gradients."
     )
     seed: int = Field(1, ge=0, description="Every stream of randomness is derived from it.")
+    init_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Of the initial weights instead of --seed, for networks that differ in nothing "
+        "else: they have the same examples in the same order.",
+    )
 
     @classmethod
     def saved_in(cls, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a model in a saved configuration.
 
         Args:
-            hyperparameters: of a run; one made before parametrizations existed has none.
+            hyperparameters: of a run; one made before a flag existed has its default.
 
         Raises:
             KeyError: a field is missing.
         """
-        fields = [f for f in cls.model_fields if f in hyperparameters or f not in _PARAMETRIZATION]
+        fields = [f for f in cls.model_fields if f in hyperparameters or f not in _LATER]
         return {field: hyperparameters[field] for field in fields}
 
     @property
     def is_infinite(self) -> bool:
         """Whether there are no weights, and kernels in their place."""
         return self.width == INFINITE
+
+    @property
+    def weights_seed(self) -> int:
+        """From which initial weights are drawn."""
+        return self.seed if self.init_seed is None else self.init_seed
 
     @property
     def finite_width(self) -> int | None:
@@ -202,6 +216,13 @@ class ModelConfig(Config):
         for part in parts:
             _role(part)
         return parts
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_initial_weights(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """At infinite width there are none: runs of all their seeds are one."""
+        infinite = values.get("width") == INFINITE
+        return {**values, "init_seed": None} if infinite and "init_seed" in values else values
 
     @pydantic.model_validator(mode="before")
     @classmethod

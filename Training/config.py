@@ -10,7 +10,7 @@ from Models import ModelConfig
 from Models.parametrization import build_parametrization
 from Models.parametrization.abc_file import layers_of, parse_abc
 from Training.backends.config import BackendConfig
-from Training.registry import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES
+from Training.registry import BUFFERS, LOSSES, OPTIMIZERS, SCHEDULES, SGDS
 from Utils.config import Integers, Names, RunConfig, refuse_unread, with_defaults
 from Utils.devices import DeviceName
 
@@ -234,7 +234,7 @@ class TrainConfig(ModelConfig, DataConfig, BackendConfig, RunConfig):
         for flag, given, reason in (
             (
                 f"--optimizer {self.optimizer}",
-                not (chosen.at_infinity or chosen.name in {"sgd", "momentum"}),
+                not (chosen.at_infinity or chosen.name in SGDS),
                 "is not linear in the gradient, so that kernels do not tell what it does; "
                 "use sgd, momentum or flow",
             ),

@@ -16,7 +16,7 @@ stop here: squares are written as products, as Python's ``**`` would raise where
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -48,6 +48,19 @@ class Coefficients:
     dampening: float = 0.0
     nesterov: bool = False
     first: bool = False
+
+    def with_rate(self, rate: float) -> "Coefficients":
+        """The same step of θ' = θ − η s g as one of φ = θ/√s, along ∂L/∂φ = √s g.
+
+        Args:
+            rate: s, which is a part of :attr:`lr`.
+        """
+        return self if rate == 1 else replace(self, lr=self.lr / rate, wd=self.wd * rate)
+
+    def is_like(self, other: "Coefficients") -> bool:
+        """Whether both make the same steps, but for rounding and weight decay."""
+        rule, others = replace(self, lr=1.0, wd=0.0), replace(other, lr=1.0, wd=0.0)
+        return rule == others and math.isclose(self.lr, other.lr, rel_tol=1e-12)
 
     @property
     def gain(self) -> float:

@@ -1,4 +1,4 @@
-"""Runs of one network that differ in seed and learning rate, trained together in one process.
+"""Runs of one network that differ in seeds and learning rate, trained together in one process.
 
 Small networks cost more in calls than in numbers. Here each call does its work for all members:
 batches, gradients, the steps of SGD, and what the conservation observer measures and predicts of
@@ -13,11 +13,13 @@ Shape letters: M members.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from math import isclose
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.optim import Optimizer
 
 from Data import DATASETS
 from Data.batches import next_of_each
@@ -26,10 +28,13 @@ from Training.backends import start
 from Training.backends.backend import Backend
 from Training.config import TrainConfig
 from Training.conservation import EnsembleObserver
+from Training.discrete_laws import Coefficients
 from Training.folder import WITHOUT_EFFECT
 from Training.interruption import Interruption
+from Training.law_groups import rates_of_groups
 from Training.law_state import joined
 from Training.loop import Trainer
+from Training.registry import SGDS
 from Training.run import Beginning, prepare
 from Training.state import TrainingState
 from Training.updates import coefficients_of
@@ -38,7 +43,8 @@ from Utils.logging import progress
 from Utils.rundir import RunFolder
 from Utils.seeds import stream_seed
 
-_MAY_DIFFER = WITHOUT_EFFECT | {"seed", "lr"}
+MAY_DIFFER = frozenset({"seed", "init_seed", "lr"})
+"""Flags in which runs that are trained together may differ, besides those without effect."""
 
 Weights = Mapping[str, Tensor]
 """By parameter name; [M, *shape] for all members, [*shape] within ``vmap``."""
@@ -48,14 +54,13 @@ def why_not(configs: Sequence[TrainConfig]) -> str:
     """Why runs cannot be trained together; empty if they can, as far as their flags tell."""
     first = configs[0]
     flat = [config.flat() for config in configs]
-    for name in flat[0].keys() - _MAY_DIFFER:
+    for name in flat[0].keys() - MAY_DIFFER - WITHOUT_EFFECT:
         if any(other[name] != flat[0][name] for other in flat):
-            return f"--{name.replace('_', '-')} differs; only --seed and --lr may"
+            return f"--{name.replace('_', '-')} differs; only --seed, --init-seed and --lr may"
     options = {
-        "--optimizer": first.optimizer not in {"sgd", "momentum"},
+        "--optimizer": first.optimizer not in SGDS,
         "--nesterov": first.nesterov,
         "--wd-on": first.wd_on != "all",
-        "--param": first.is_parametrized,
         "--clip-norm": first.clip_norm is not None,
         "--save-buffers": bool(first.save_buffers),
         "--schedule": first.anneal_steps > 1,
@@ -75,7 +80,8 @@ class Stack:
         loss: of logits and targets.
 
     Raises:
-        UserError: networks with running statistics or dropout.
+        UserError: networks with running statistics or dropout, or parameters whose steps differ by
+            more than the factor of a parametrization.
     """
 
     def __init__(self, states: Sequence[TrainingState], loss: Callable[..., Any]):
@@ -86,9 +92,21 @@ class Stack:
             )
         if any(isinstance(m, nn.Dropout) and m.p > 0 for m in self._model.modules()):
             raise UserError("networks with dropout cannot be trained together")
-        group = states[0].optimizer.param_groups[0]
-        self._wd, self._momentum = group["weight_decay"], group["momentum"]
-        self._gain = 1 - group["dampening"]
+        optimizer = states[0].optimizer
+        groups = optimizer.param_groups
+        self._momentum, self._gain = groups[0]["momentum"], 1 - groups[0]["dampening"]
+        self._group = {
+            name: index for index, group in enumerate(groups) for name in group["param_names"]
+        }
+        self._factors = rates_of_groups(
+            states[0].observer.laws, dict(self._model.named_parameters()), optimizer
+        )
+        first, *others = self._coefficients(optimizer)
+        if not all(other.is_like(first) and isclose(other.wd, first.wd) for other in others):
+            raise UserError(
+                "parameters whose weight decay or first steps have factors of their own cannot be "
+                "trained together"
+            )
         self._rates = [state.optimizer.param_groups[0]["initial_lr"] for state in states]
         self._observer = EnsembleObserver([state.observer for state in states], self._rates)
         parameters = [dict(state.model.named_parameters()) for state in states]
@@ -135,19 +153,27 @@ class Stack:
         """
         optimizers = [state.optimizer for state in self._states]
         coefficients = {
-            rate: [coefficients_of(optimizer, optimizer.param_groups[0])]
+            rate: self._coefficients(optimizer)
             for rate, optimizer in dict(zip(self._rates, optimizers, strict=True)).items()
         }
         gradients, losses = self._gradients(inputs, targets)
         updates = self._updates(gradients)
         squared = updates if self._momentum else gradients
         rows = self._measure(self._weights, gradients, squared)
-        lrs = torch.tensor([coefficients[rate][0].lr for rate in self._rates], dtype=torch.float64)
+        lrs = torch.tensor(
+            [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers],
+            dtype=torch.float64,
+        )
         for name, weight in self._weights.items():
-            each = lrs.to(weight).view(-1, *[1] * (weight.dim() - 1))
+            each = lrs[:, self._group[name]].to(weight).view(-1, *[1] * (weight.dim() - 1))
             weight.sub_(updates[name] * each)
         self._observer.note(coefficients, rows)
         return losses
+
+    def _coefficients(self, optimizer: Optimizer) -> list[Coefficients]:
+        """Of a member's next step, as laws know it, by parameter group."""
+        groups = zip(optimizer.param_groups, self._factors, strict=True)
+        return [coefficients_of(optimizer, group).with_rate(s) for group, s in groups]
 
     def record(self, step: int) -> None:
         """Have the observers of all members record a step."""
@@ -163,8 +189,10 @@ class Stack:
 
     def _updates(self, gradients: Weights) -> Weights:
         """What is subtracted, up to the learning rate, as ``torch.optim.SGD`` has it."""
+        groups = self._states[0].optimizer.param_groups
+        wds = {name: groups[index]["weight_decay"] for name, index in self._group.items()}
         decayed = {
-            name: gradient.add(self._weights[name], alpha=self._wd) if self._wd else gradient
+            name: gradient.add(self._weights[name], alpha=wds[name]) if wds[name] else gradient
             for name, gradient in gradients.items()
         }
         if not self._momentum:
@@ -179,12 +207,12 @@ class Stack:
 
 
 def _row(laws: Laws, weights: Weights, gradients: Weights, squared: Weights) -> Tensor:
-    """What :class:`Training.updates.SGDUpdates` measures of a step with one parameter group."""
+    """What :class:`Training.updates.SGDUpdates` measures of a step where all have one s λ."""
     quadratic, linear = laws.quadratic.reductions, laws.linear.reductions
     leak = [r.form(weights[r.parameter], gradients[r.parameter]) for r in quadratic]
     linear_leak = [r(gradients[r.parameter]) for r in linear]
     squares = [r.form(squared[r.parameter], squared[r.parameter]) for r in quadratic]
-    return joined([*leak, *linear_leak, *squares])
+    return joined([*leak, *linear_leak, *laws.scaled(quadratic, squares, 1)])
 
 
 class _Member(Trainer):
@@ -263,9 +291,9 @@ def _beginnings(
 ) -> list[Beginning]:
     """All members' beginnings; the first one's laws, and data if they are no run's own, serve."""
     found: list[Beginning] = []
-    shares = not DATASETS[configs[0].dataset].procedural
+    drawn = DATASETS[configs[0].dataset].procedural and len({c.seed for c in configs}) > 1
     for config, run in zip(configs, runs, strict=True):
-        like = found[0] if found and shares else None
+        like = found[0] if found and not drawn else None
         found.append(prepare(backend, config, nullcontext(run), held, like))
     return found
 

@@ -8,13 +8,14 @@ weight decay λ_j of another group differs from that group's λ, it acts as if t
 for which the laws of :mod:`Training.discrete_laws` are exact: the source ⟨θ, g⟩_S gains
 Σ s_j (λ_j − λ) |θ_j|², and the square ⟨g, g⟩_S gains Σ s_j (λ_j − λ)² |θ_j|² +
 2 Σ s_j (λ_j − λ) ⟨θ_j, g_j⟩. So |θ_j|² is measured, in the smaller groups only, which usually
-are vectors. There is no such way where learning rates or momenta differ.
+are vectors. Learning rates s_p η are no difference where the laws know s (:attr:`Laws.rates`): in
+φ = θ/√s all steps have the rate η and the decay s_p λ, and what is said here of θ and λ is said of
+those. There is no such way where learning rates differ otherwise, or momenta do.
 
 Shape letters: K laws, Q quadratic and L linear ones, M reductions, G parameter groups.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,14 @@ from torch.optim import Optimizer
 
 from Models.symmetry import Charges, Laws, Reduction
 from Training.discrete_laws import Coefficients, Floats
+
+
+def rates_of_groups(
+    laws: Laws, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+) -> list[float]:
+    """s of each parameter group; its parameters have the same."""
+    rates = {id(parameter): laws.rates.get(name, 1.0) for name, parameter in parameters.items()}
+    return [rates.get(id(group["params"][0]), 1.0) for group in optimizer.param_groups]
 
 
 class LawGroups:
@@ -36,6 +45,7 @@ class LawGroups:
 
     Attributes:
         of_parameter: the group of every parameter that the optimizer updates, by name.
+        rates: s of every group.
         members: for each group the places of its laws among the quadratic and among all laws.
         quadratic, linear: what is measured for laws of several groups, and what they gain.
     """
@@ -54,7 +64,9 @@ class LawGroups:
             most = int(weights[:count].argmax())
             chief[family.units], self._uses[family.units] = most, weights > 0
             guests |= {name for name, group in groups.items() if group != most}
+        self.rates = rates_of_groups(laws, parameters, optimizer)
         several = self._several = self._uses.sum(1) > 1
+        decaying = several & (self._decays_differ(optimizer) | self._uses[:, count])
         self.members: list[tuple[Any, Any]] = [(slice(0, quadratic), slice(quadratic, None))]
         if count > 1:
             places = [np.flatnonzero(chief == i) for i in range(count)]
@@ -62,7 +74,7 @@ class LawGroups:
         self.quadratic, self.linear = (
             GuestDecay(
                 charges,
-                [np.flatnonzero(several[part] & (chief[part] == i)) for i in range(count)],
+                [np.flatnonzero(decaying[part] & (chief[part] == i)) for i in range(count)],
                 guests,
                 {name: self.of_parameter.get(name, count) for name in parameters},
                 parameters,
@@ -73,14 +85,19 @@ class LawGroups:
             )
         )
 
+    def _decays_differ(self, optimizer: Optimizer) -> bool:
+        """Whether s λ of some groups is not that of the others."""
+        groups = zip(optimizer.param_groups, self.rates, strict=True)
+        decays = [group["weight_decay"] * rate for group, rate in groups]
+        return not np.allclose(decays, decays[0], rtol=1e-12, atol=0)
+
     def apart(self, coefficients: Sequence[Coefficients]) -> NDArray[np.bool_]:
         """Which laws [K] have parameters that are updated in incompatible ways."""
         apart = np.zeros(len(self._uses), bool)
         if not self._several.any():
             return apart
-        rules = [replace(c, wd=0.0) for c in coefficients]
-        for rule, part in zip(rules, self.members, strict=True):
-            differs = np.array([*(other != rule for other in rules), True])
+        for rule, part in zip(coefficients, self.members, strict=True):
+            differs = np.array([*(not other.is_like(rule) for other in coefficients), True])
             for places in part:
                 apart[places] |= self._uses[places] @ differs
         return apart

@@ -34,6 +34,9 @@ class OptimizerEntry(Entry):
 
 _ADAM: Mapping[str, float] = {"lr": 1e-3, "wd": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
+SGDS = frozenset({"sgd", "momentum"})
+"""Those of ``torch.optim.SGD``, whose steps keep the symmetries, and have exact laws."""
+
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "optimizer",
     [

@@ -3,7 +3,7 @@
 import copy
 import json
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from Training.folder import WITHOUT_EFFECT, check_unchanged, clear, describe
 from Training.loop import Trainer
 from Training.parametrized import resolve
 from Training.recorder import FolderRecorder, Recorder, Silence
+from Training.registry import SGDS
 from Training.schedule import Schedule
 from Training.state import TrainingState
 from Training.upstream import refuse_their_run
@@ -143,7 +144,7 @@ def prepare(
         _check_smallest_batch(config, model, dataset, backend.replicas)
         backend.on_first(lambda: keeper.open(folder))
         scales = backend.on_first(lambda: keeper.scales(dataset))
-    checkpoint, laws = backend.on_first(lambda: keeper.newest(model, known))
+    checkpoint, laws = backend.on_first(lambda: keeper.newest(model, known, scales))
     if checkpoint is not None:
         load_weights(model, checkpoint)  # first, as all else is made for this very model
     state = TrainingState.initial(config, model, seen, laws, backend, scales)
@@ -202,19 +203,25 @@ class Keeper:
             self.log.info("parametrization %s:\n%s", name, scales.table())
         return scales
 
-    def newest(self, model: nn.Module, known: Laws | None = None) -> tuple[Checkpoint | None, Laws]:
+    def newest(
+        self, model: nn.Module, known: Laws | None = None, scales: Scales | None = None
+    ) -> tuple[Checkpoint | None, Laws]:
         """Where to continue, and the laws, which are looked for at a run's beginning.
 
         Args:
             model: the run's.
             known: its laws, where they have been found for another run.
+            scales: of a parametrization, whose learning rates enter the charges under SGD.
         """
         run = self.folder
         checkpoint = newest_checkpoint(run, self.log)
         if checkpoint is None or not run.symmetries.exists():
             if checkpoint is not None:
                 load_weights(model, checkpoint)
-            (laws_of(self._config, model) if known is None else known).save(run.symmetries)
+            laws = laws_of(self._config, model) if known is None else known
+            if scales is not None and self._config.optimizer in SGDS:
+                laws = replace(laws, rates={scale.name: scale.lr for scale in scales.parameters})
+            laws.save(run.symmetries)
             run.publish(run.symmetries)
         return checkpoint, Laws.load(run.symmetries)
 
@@ -268,7 +275,7 @@ class Keeper:
             self.log.info("finished; checkpoints are in %s", folder)
 
 
-_ANY_LAWS = WITHOUT_EFFECT | {"seed", "lr"}
+_ANY_LAWS = WITHOUT_EFFECT | {"seed", "init_seed", "lr"}
 """Flags that do not change the laws."""
 
 _latest: dict[object, Laws] = {}

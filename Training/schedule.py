@@ -70,6 +70,10 @@ class Schedule:
         """The epoch, from 0, to which the update after ``step`` finished ones belongs."""
         return min(bisect_right(self._starts, step) - 1, max(len(self._starts) - 2, 0))
 
+    def steps_of(self, epoch: int) -> range:
+        """The updates of an epoch, from 0, by how many were finished before each."""
+        return range(self._starts[epoch], self._starts[epoch + 1])
+
     def phase(self, epoch: int) -> Phase:
         """What holds in an epoch; after the last one, what held in it."""
         return self.phases[min(epoch // max(self._config.epochs, 1), len(self.phases) - 1)]

@@ -89,7 +89,9 @@ class SGDUpdates:
         linear_leak = [r(gradient(r.parameter)) for r in self._laws.linear.reductions]
         (guests,) = self._guests([(weight, weight)])
         guests += [r(weight(r.parameter)) for r in self._groups.linear.reductions]
-        parts = (part for form in squares for part in form)
+        of_guests = (*self._groups.quadratic.reductions, *self._groups.linear.reductions)
+        guests = self._laws.scaled(of_guests, guests, -1)
+        parts = (part for form in squares for part in self._of_gradients(form))
         self._row = joined([*leak, *linear_leak, *guests, *parts])
 
     def after(self, optimizer: Optimizer) -> tuple[list[Coefficients], Tensor]:
@@ -101,8 +103,11 @@ class SGDUpdates:
                 buffer = optimizer.state[self._parameters[name]].get("momentum_buffer")
                 return self._gradient(name) if buffer is None else buffer
 
-            self._row = joined([self._row, *self._products([(v, v)])[0]])
-        return c, self._row
+            self._row = joined([self._row, *self._of_gradients(self._products([(v, v)])[0])])
+        return [each.with_rate(s) for each, s in zip(c, self._groups.rates, strict=True)], self._row
+
+    def _of_gradients(self, form: list[Tensor]) -> list[Tensor]:
+        return self._laws.scaled(self._laws.quadratic.reductions, form, 1)
 
     def _weight(self, name: str) -> Tensor:
         return self._parameters[name].detach()

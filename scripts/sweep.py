@@ -63,7 +63,9 @@ class SweepConfig(Config):
     )
     pack: int = Field(8, ge=1, description="Runs in one job of Slurm, one after another.")
     together: int = Field(
-        1, ge=1, description="Runs that differ in --seed and --lr and share their steps, by SGD."
+        1,
+        ge=1,
+        description="Runs that differ in seeds and --lr alone and share their steps, by SGD.",
     )
     retry_failed: bool = Field(
         False, description="Try runs that have failed or diverged once more."

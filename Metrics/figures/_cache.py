@@ -106,7 +106,7 @@ class Cache:
     Attributes:
         metric: its name.
         kind: of :class:`Metrics.registry.MetricEntry`, which decides on the figure's form.
-        title: what the metric is, in a few words.
+        title: what the metric is, in a few words, and of what if it is not of the weights.
         ylabel: label of the quantity, in mathtext.
         at: where the T checkpoints lie.
         layers: in the order of the file, which is the network's.
@@ -134,7 +134,7 @@ def read_cache(path: Path) -> Cache:
         return Cache(
             metric=str(h5.attrs["metric"]),
             kind=kind,
-            title=str(h5.attrs["title"]),
+            title=" of ".join(str(h5.attrs[name]) for name in ("title", "of") if name in h5.attrs),
             ylabel=str(h5.attrs["ylabel"]),
             at=_axis(h5),
             layers=tuple(read(h5, name) for name in h5.get("empirical", ())),

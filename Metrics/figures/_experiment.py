@@ -5,7 +5,7 @@ Shape letters: R runs, T steps.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,17 @@ class ExperimentCache:
         outputs: [R, N, C] of the untrained networks, examples and outputs; empty if not measured.
         fits: the table of exponents.
         features_hash: of the features it was made from.
+        ensembles: what networks say together, by name, a width in each row; empty for metrics of
+            single networks.
+        limit: the same of the runs of infinite width, which are not in the others; ``None`` if
+            there are none.
     """
 
     metric: str
     kind: str
     title: str
     ylabel: str
-    widths: NDArray[np.int64]
+    widths: NDArray[Any]
     seeds: NDArray[np.int64]
     groups: NDArray[np.str_]
     rates: Array
@@ -82,6 +86,8 @@ class ExperimentCache:
     outputs: Array
     fits: tuple[FittedExponent, ...]
     features_hash: str
+    ensembles: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    limit: "ExperimentCache | None" = None
 
     @property
     def labels(self) -> list[str]:
@@ -97,16 +103,61 @@ class ExperimentCache:
 
 def read_experiment(path: Path) -> ExperimentCache:
     """Read a metric's cache; raises ``UserError`` if it is missing, damaged or incomplete."""
+    whole = _read(path)
+    finite = np.isfinite(whole.widths)
+    own = _of(whole, finite)
+    return replace(
+        own,
+        widths=own.widths.astype(np.int64),
+        limit=_of(whole, ~finite) if not finite.all() else None,
+    )
+
+
+def joined(cache: ExperimentCache) -> ExperimentCache:
+    """All runs of a cache in one, those of infinite width last."""
+    if cache.limit is None:
+        return cache
+    parts = (cache, cache.limit)
+    of_runs: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_RUNS
+    }
+    return replace(
+        cache,
+        **of_runs,
+        curves={what: np.concatenate([p.curves[what] for p in parts]) for what in cache.curves},
+        limit=None,
+    )
+
+
+def _of(cache: ExperimentCache, rows: NDArray[np.bool_]) -> ExperimentCache:
+    """Some of a cache's runs."""
+    outputs = cache.outputs[rows] if cache.outputs.size else cache.outputs
+    of_runs: dict[str, Any] = {name: getattr(cache, name)[rows] for name in _OF_RUNS}
+    return replace(
+        cache,
+        **of_runs,
+        curves={what: curve[rows] for what, curve in cache.curves.items()},
+        outputs=outputs,
+    )
+
+
+_OF_RUNS = ("widths", "seeds", "groups", "rates", "diverged")
+
+
+def _read(path: Path) -> ExperimentCache:
     with open_hdf5(path, ADVICE) as h5:
         curves, outputs = {}, np.empty((0, 0, 0))
         for name, dataset in datasets(h5):
             quantity, _, layer = name.partition("/")
-            if name in HEAD or quantity == "fits":
+            if name in HEAD or quantity in ("fits", "ensembles"):
                 continue
             if dataset.ndim == 2:
                 curves[quantity, layer] = dataset[()].astype(float)
             else:
                 outputs = dataset[:, 0]
+        together = {name: dataset[()] for name, dataset in h5.get("ensembles", {}).items()}
+        if together:
+            together["group"] = _texts(together["group"])
         texts = ("group", "quantity", "layer", "predicted", "verdict")
         table = {column: h5["fits"][column][()] for column in h5["fits"]}
         table |= {column: _texts(table[column]) for column in texts}
@@ -131,6 +182,7 @@ def read_experiment(path: Path) -> ExperimentCache:
             outputs=outputs,
             fits=tuple(_fit(table, line) for line in range(len(table["group"]))),
             features_hash=str(h5.attrs["features_hash"]),
+            ensembles=together,
         )
 
 

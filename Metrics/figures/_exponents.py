@@ -24,6 +24,12 @@ _LEGEND = 1.15  # inches beside each panel
 _ROW = 0.15  # inches of a line of the table of exponents
 _NAMES = 1.75  # inches beside it
 
+LIMIT: dict[str, Any] = {"marker": "D", "markersize": 4, "linestyle": ""}
+"""Of what is known at infinite width."""
+
+_ZERO: dict[str, Any] = {"marker": "v", "markersize": 5, "linestyle": ""}
+"""The same where a logarithmic axis has no place for it."""
+
 _COLOURS = {
     "agrees": "#0072B2",
     "contradicts": "#D55E00",
@@ -56,11 +62,13 @@ def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
         raise NothingToDraw(f"{cache.metric}: not drawn, nothing was measured at two widths")
     layers = list(dict.fromkeys(f.layer for *_, fits in panels for f in fits))
     colours = dict(zip(layers, style.colours(len(layers)), strict=True))
-    columns = 2 if len(panels) > 1 else 1
+    columns, marked = 2 if len(panels) > 1 else 1, set[str]()
     figure, cells = charts(len(panels), header_height(2, options), columns, 1.45, _LEGEND)
     for cell, (group, quantity, fits) in zip(cells, panels, strict=True):
         handles = [_draw_layer(cell.main, cache, fit, colours[fit.layer]) for fit in fits]
-        width_axis(cell.main, cache.widths)
+        limits = {_draw_limit(cell.main, cache, fit, colours[fit.layer]) for fit in fits} - {""}
+        marked |= limits
+        width_axis(cell.main, cache.widths, bool(limits))
         size_axis(cell.main)
         title = quantity if len(cache.labels) == 1 else f"{quantity}, {group}"
         name = style.layer_title(title, cell.width, style.TITLE_SIZE, options.use_tex)
@@ -80,8 +88,12 @@ def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
         if cell.leftmost:
             cell.main.set_ylabel(cache.ylabel)
     kinds = [Line2D([], [], color=style.GREY, **style.MEASURED), Line2D([], [], **style.EXACT)]
-    legend = (kinds, ["measured, with its exponent", "slope by theory (its exponent)"])
-    add_header(figure, cache.title, legend, options)
+    labels = ["measured, with its exponent", "slope by theory (its exponent)"]
+    for look, label in ((LIMIT, "infinite width"), (_ZERO, "0 at infinite width")):
+        if look["marker"] in marked:
+            kinds.append(Line2D([], [], color=style.GREY, **look))
+            labels.append(label)
+    add_header(figure, cache.title, (kinds, labels), options)
     return figure
 
 
@@ -108,6 +120,23 @@ def _draw_layer(axes: Axes, cache: ExperimentCache, fit: FittedExponent, colour:
     return line
 
 
+def _draw_limit(axes: Axes, cache: ExperimentCache, fit: FittedExponent, colour: Any) -> str:
+    """What the runs of infinite width have, at the right end; returns the marker, "" without."""
+    limit, what = cache.limit, (fit.quantity, fit.layer or "network")
+    if limit is None or what not in limit.curves:
+        return ""
+    values = limit.curves[what][limit.groups == fit.group, limit.steps.tolist().index(fit.step)]
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return ""
+    size, look = float(np.abs(values).mean()), LIMIT if values.any() else _ZERO
+    below: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    place = {} if values.any() else below
+    x = place_of_infinity(cache.widths)
+    axes.plot(x, size, color=colour, zorder=5, **look, **place)
+    return str(look["marker"])
+
+
 def points_of(cache: ExperimentCache, fit: FittedExponent) -> tuple[Array, Array]:
     """Widths and sizes of the runs that a fit is of."""
     curve = cache.curves[fit.quantity, fit.layer or "network"]
@@ -116,13 +145,29 @@ def points_of(cache: ExperimentCache, fit: FittedExponent) -> tuple[Array, Array
     return cache.widths[known].astype(float), values[known]
 
 
-def width_axis(axes: Axes, widths: Any) -> None:
-    """Logarithmic, with ticks at the widths of the runs, of which some are left out if many."""
+def place_of_infinity(widths: Any) -> float:
+    """Where it is drawn on the axis of finite widths: a fifth of it, or an octave, to the right."""
+    first, last = float(np.min(widths)), float(np.max(widths))
+    return float(last * max(2.0, (last / first) ** 0.2))
+
+
+def width_axis(axes: Axes, widths: Any, infinity: bool = False) -> None:
+    """Logarithmic, with ticks at the widths of the runs, of which some are left out if many.
+
+    Args:
+        axes: of the panel.
+        widths: finite ones.
+        infinity: whether there is room for it at the right end, and a tick.
+    """
     axes.set_xscale("log")
     found = np.unique(widths)
-    axes.set_xlim(found[0] / 1.15, found[-1] * 1.15)
-    shown = found[:: -(-len(found) // 5)]
-    axes.set_xticks(shown, [str(n) for n in shown])
+    places = [*found[:: -(-len(found) // 5)].tolist()]
+    names = [str(n) for n in places]
+    end = place_of_infinity(found) if infinity else found[-1]
+    axes.set_xlim(found[0] / 1.15, end * 1.15)
+    if infinity:
+        places, names = [*places, end], [*names, r"$\infty$"]
+    axes.set_xticks(places, names)
     axes.xaxis.set_minor_locator(NullLocator())
 
 

@@ -55,8 +55,9 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
         "1 − cosine": beside["distance"][0].copy(),
         "1 − CKA": 1 - beside["cka"][0],
     }
+    still = "" if beside["change"].any() else "the kernel does not move"
     for curve in change.values():
-        curve[0] = np.nan  # 0, or its rounding
+        curve[beside["change"] == 0] = 0  # instead of rounding, where it is the first kernel
     plots = [
         *images,
         Image("1 − cosine between steps", beside["distance"], None, "step", some),
@@ -65,7 +66,7 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
         Plot("trace / examples", by_layer(layers, "empirical", colours_of(layers)), True),
         _angles(np.degrees(beside["angle"])),
     ]
-    return draw_plots(cache, plots, options, legend=layer_legend(layers, options))
+    return draw_plots(cache, plots, options, still, layer_legend(layers, options))
 
 
 def _class_ticks(classes: Array) -> dict[float, str]:

@@ -59,7 +59,8 @@ class Plot:
     Attributes:
         title: above it.
         lines: its curves.
-        logarithmic: whether the vertical axis is, where all values are positive or unknown.
+        logarithmic: whether the vertical axis is, and hides what is not positive; not if nothing
+            is.
         over: what the horizontal axis counts, logarithmically from 1 on; the steps if empty.
         limits: of the vertical axis, if they are not those of the values.
         room: for the key above the curves, relative to their height.
@@ -143,9 +144,10 @@ def _across(figure: Figure, first: Cell, last: Cell) -> float:
 def _draw_lines(cell: Cell, plot: Plot, cache: Cache, options: Options, note: bool) -> None:
     axes, curves, framed = cell.main, [], [np.empty(0)]
     colours = style.colours(max(len(plot.lines), 1))
+    logarithmic = plot.logarithmic and any((line.values > 0).any() for line in plot.lines)
     for line, colour in zip(plot.lines, colours, strict=True):
         x = x_values(cache.at, options) if line.x is None else line.x
-        hidden = ~np.isfinite(line.values) | (plot.logarithmic & (line.values <= 0))
+        hidden = ~np.isfinite(line.values) | (logarithmic & (line.values <= 0))
         values = np.where(hidden, np.nan, line.values)
         label = style.plain(line.label, options.use_tex) or None
         axes.plot(x, values, label=label, **{"color": colour, **line.look})

@@ -17,8 +17,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array
-from Metrics.figures._experiment import ExperimentCache, FittedExponent
-from Metrics.figures._exponents import width_axis
+from Metrics.figures._experiment import ExperimentCache, FittedExponent, joined
+from Metrics.figures._exponents import LIMIT, place_of_infinity, width_axis
 from Metrics.figures._frame import Legend, add_header, header_height
 from Metrics.figures._layout import charts
 from Metrics.figures._options import NothingToDraw, Options
@@ -59,25 +59,31 @@ def draw_transfer(cache: ExperimentCache, options: Options) -> Figure:
     Raises:
         NothingToDraw: no loss was evaluated.
     """
+    cache = joined(cache)
     groups = [g for g in cache.labels if np.isfinite(_last(cache)[cache.groups == g]).any()]
     groups = groups[:MANY]
     if not groups:
         raise NothingToDraw(f"{cache.metric}: not drawn, no training loss was evaluated")
     widths = np.unique(cache.widths)
-    shades = colormaps["viridis"](np.linspace(0.05, 0.85, len(widths)))
-    colours = dict(zip(widths.tolist(), shades, strict=True))
+    finite = widths[np.isfinite(widths)].tolist()
+    shades = colormaps["viridis"](np.linspace(0.05, 0.85, len(finite)))
+    colours = dict(zip(finite, shades, strict=True))
+    if len(finite) < len(widths):
+        colours[np.inf] = "k"
     figure, cells = charts(3 * len(groups), header_height(3, options), 3, 1.4, 0.0)
     for row, group in enumerate(groups):
         over_rates, over_widths, over_steps = cells[3 * row : 3 * row + 3]
         _losses(over_rates.main, cache, group, colours)
-        _best(over_widths.main, cache, group, colours)
+        swept = len(np.unique(cache.rates[cache.groups == group])) > 1
+        (_best if swept else _last_over_widths)(over_widths.main, cache, group, colours)
         rate = _at_fixed_rate(over_steps.main, cache, group, colours)
         name = "" if group == "all" else style.plain(group, options.use_tex)
         over_rates.main.set_title(name or "last loss", loc="left")
-        over_widths.main.set_title(_movement(cache, group), loc="left")
+        said = _movement(cache, group) if swept else f"step {cache.steps[-1]}"
+        over_widths.main.set_title(said, loc="left")
         over_steps.main.set_title(f"at learning rate {rate:g}", loc="left")
         over_rates.main.set_ylabel(cache.ylabel)
-        over_widths.main.set_ylabel("best learning rate")
+        over_widths.main.set_ylabel("best learning rate" if swept else cache.ylabel)
         labels = ("learning rate", "width", "step")
         for cell, label in zip(cells[3 * row : 3 * row + 3], labels, strict=True):
             cell.main.set_xlabel(label, labelpad=2)
@@ -85,9 +91,10 @@ def draw_transfer(cache: ExperimentCache, options: Options) -> Figure:
     return figure
 
 
-def _legend(cache: ExperimentCache, colours: Mapping[int, Any]) -> Legend:
+def _legend(cache: ExperimentCache, colours: Mapping[float, Any]) -> Legend:
     handles: list[Any] = [Line2D([], [], color=colours[n], **style.MEASURED) for n in colours]
-    labels = [f"width {n}" for n in colours]
+    names = [str(int(n)) if np.isfinite(n) else r"$\infty$" for n in colours]
+    labels = [f"width {name}" for name in names]
     if len(np.unique(cache.seeds)) > 1:
         handles.append(Patch(color=style.GREY, alpha=_BAND, linewidth=0))
         labels.append("95 % interval over seeds")
@@ -112,7 +119,7 @@ def _by_rate(cache: ExperimentCache, some: Any) -> Iterator[tuple[float, Array]]
         yield float(rate), losses[known & (cache.rates == rate)]
 
 
-def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[int, Any]) -> None:
+def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[float, Any]) -> None:
     """Curves through the learning rates at which no seed diverged; the others are crossed out."""
     axes.set_xscale("log")
     drawn = []
@@ -196,21 +203,22 @@ def _minima(cache: ExperimentCache, some: Any) -> tuple[Array, Array]:
     return known[:, 0], known[:, 1]
 
 
-def _best(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[int, Any]) -> None:
+def _best(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[float, Any]) -> None:
     """The best learning rate of each width and seed, if it is inside of the sweep, and its fit."""
-    width_axis(axes, cache.widths)
+    widths = _width_axis(axes, cache)
     rates = cache.rates[cache.groups == group]
     style.log_ticks(axes, rates.min() / 1.2, rates.max() * 1.2)
-    means: dict[int, float] = {}
+    means: dict[float, float] = {}
     for n, colour in colours.items():
         best, _ = _minima(cache, (cache.groups == group) & (cache.widths == n))
         if not len(best):
             continue
-        mean = Mean.of(best)
-        means[n] = mean.value
-        axes.plot([n] * len(best), best, ".", color=colour, markersize=2.5, alpha=0.6)
-        axes.plot(n, mean.value, "v", color=colour, markersize=5, zorder=5)
-        axes.plot([n, n], mean.ends, color=colour, linewidth=1.0, zorder=5)
+        mean, x = Mean.of(best), n if np.isfinite(n) else place_of_infinity(widths)
+        if np.isfinite(n):
+            means[n] = mean.value
+        axes.plot([x] * len(best), best, ".", color=colour, markersize=2.5, alpha=0.6)
+        axes.plot(x, mean.value, "v", color=colour, markersize=5, zorder=5)
+        axes.plot([x, x], mean.ends, color=colour, linewidth=1.0, zorder=5)
     fit = _fit(cache, group)
     if fit is not None and means:
         _power(axes, means, fit.exponent, {"color": style.GREY, **style.THIN})
@@ -218,7 +226,34 @@ def _best(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[int, 
             _power(axes, means, float(fit.predicted), style.EXACT)
 
 
-def _power(axes: Axes, means: Mapping[int, float], exponent: float, look: Any) -> None:
+def _width_axis(axes: Axes, cache: ExperimentCache) -> Array:
+    """With infinity, if some runs are there; returns the finite widths of all."""
+    widths: Array = cache.widths[np.isfinite(cache.widths)].astype(int)
+    width_axis(axes, widths, len(widths) < len(cache.widths))
+    return widths
+
+
+def _last_over_widths(
+    axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[float, Any]
+) -> None:
+    """The last loss of each width, where all runs have one learning rate."""
+    widths, drawn = _width_axis(axes, cache), []
+    for n, colour in colours.items():
+        losses = _last(cache)[(cache.groups == group) & (cache.widths == n)]
+        losses = losses[np.isfinite(losses)]
+        if not len(losses):
+            continue
+        x = n if np.isfinite(n) else place_of_infinity(widths)
+        mean = Mean.of(losses)
+        drawn.append(mean.value)
+        axes.plot([x] * len(losses), losses, ".", color=colour, markersize=2.5, alpha=0.6)
+        look = {"marker": "o", "markersize": 4} if np.isfinite(n) else LIMIT
+        axes.plot(x, mean.value, color=colour, zorder=5, **look)
+        axes.plot([x, x], mean.ends, color=colour, linewidth=1.0, zorder=5)
+    _limit(axes, drawn)
+
+
+def _power(axes: Axes, means: Mapping[float, float], exponent: float, look: Any) -> None:
     """A power of the width through the middle of the means."""
     widths = np.array([*means], float)
     logs = np.log([*means.values()]) - exponent * np.log(widths)
@@ -238,7 +273,7 @@ def _movement(cache: ExperimentCache, group: str) -> str:
 
 
 def _at_fixed_rate(
-    axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[int, Any]
+    axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[float, Any]
 ) -> float:
     """Training of every width at one learning rate, the middle one of those at which no run
     diverged; wider ones coincide where curves collapse."""

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from Metrics.figures._cache import Header
 from Metrics.figures._config import PlotConfig
+from Metrics.figures._ensemble import draw_ensemble
 from Metrics.figures._experiment import ExperimentCache, read_experiment
 from Metrics.figures._exponents import MANY, draw_forest, draw_sizes, quantities_of
 from Metrics.figures._files import fingerprint, is_current, save
@@ -27,6 +28,7 @@ _FIGURES: dict[str, dict[str, Draw]] = {
     "exponents": {"": draw_sizes, "-exponents": draw_forest},
     "coordinates": {"": draw_sizes, "-exponents": draw_forest, "-phases": draw_phases},
     "outputs": {"": draw_histogram, "-exponents": draw_forest},
+    "ensemble": {"": draw_ensemble, "-exponents": draw_forest},
     "transfer": {"": draw_transfer, "-exponents": draw_forest},
 }
 """What is drawn of the kinds of metrics, by what is added to the names of the files."""
@@ -69,7 +71,10 @@ def plot_experiment(config: PlotConfig) -> Iterator[str]:
             check_layers([f.layer for f in cache.fits], config.layers)
             for what in figures_of(cache).items():
                 yield from _plot(experiment, path, cache, what, config)
-            if cache.kind != "transfer" and (count := len(quantities_of(cache))) > MANY:
+            if (
+                cache.kind not in ("transfer", "ensemble")
+                and (count := len(quantities_of(cache))) > MANY
+            ):
                 yield f"{metric}: {MANY} of {count} quantities of groups drawn"
 
 

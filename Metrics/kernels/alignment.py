@@ -35,8 +35,7 @@ class Alignment(Compared):
             rows[f"cka/{name}"] = np.array(cka(part, before[name]))
         whole, classes = parts[WHOLE], targets.T[:, :, None]
         rows[f"class/{WHOLE}"] = np.array([centred_alignment(whole, y) for y in classes])
-        rows[f"layers/{WHOLE}"] = cosines(
-            np.stack([centred(p) for p in state.kernel.layers.values()])
-        )
+        if layers := [centred(part) for part in state.kernel.layers.values()]:
+            rows[f"layers/{WHOLE}"] = cosines(np.stack(layers))
         rows[f"loss/{WHOLE}"] = np.array(at.loss(state.logits))
         return rows

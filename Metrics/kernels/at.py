@@ -1,8 +1,12 @@
-"""The run's network and its tangent kernel at a checkpoint, made once for all metrics of a pass.
+"""The run's tangent kernel at a checkpoint, made once for all metrics of a pass.
+
+Of networks with weights it is :mod:`Metrics.kernels.empirical`, of infinite width
+:mod:`Metrics.kernels.infinite`.
 
 Shape letters: N examples, C outputs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,19 +22,18 @@ from Data import load_dataset
 from Data.batches import probe_batch
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
-from Metrics.kernels.activity import Activity, activity
 from Metrics.kernels.measures import Floats, traced
-from Metrics.kernels.reference import reference_step, unsettled
-from Metrics.model_at import INSTEAD, ModelAt, load_weights
-from Metrics.tangent import forecast, tangent_kernel
-from Metrics.tangent.network import Network
+from Metrics.kernels.reference import reference_step
+from Metrics.model_at import ModelAt
 from Metrics.tangent.schedule import available_memory
 from Models.symmetry import Laws
-from Training.rebuild import rebuild_model
 from Utils.amounts import bytes_text, seconds_text
-from Utils.errors import Unreadable, UserError
+from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5
+
+PLAIN, WEIGHTED = "sum of J_p J_p^T", "sum of s_p J_p J_p^T, s_p the factors of learning rates"
+"""What caches say of kernels."""
 
 WHOLE = "network"
 """The "layer" of curves that are of the whole network."""
@@ -38,12 +41,13 @@ WHOLE = "network"
 
 @dataclass(frozen=True)
 class Kernel:
-    """An empirical tangent kernel.
+    """A tangent kernel.
 
     Attributes:
         total: [N, N] the mean over the outputs of Θ_cc, or the full [N, N, C, C], in the format
             in which it was computed.
-        layers: [N, N] traced, in float64, by the names of the layers whose parameters make them.
+        layers: [N, N] traced, in float64, by the names of the layers whose parameters make them;
+            empty at infinite width.
     """
 
     total: NDArray[np.floating]
@@ -63,8 +67,8 @@ class State:
         step: updates done.
         logits: [N, C] on the examples.
         kernel: on the examples.
-        parameters: by their names in the run.
-        buffers: of the modules.
+        parameters: by their names in the run; empty at infinite width.
+        buffers: of the modules; likewise.
     """
 
     step: int
@@ -74,11 +78,9 @@ class State:
     buffers: Mapping[str, Tensor]
 
 
-class KernelAt:
-    """A run's network in evaluation mode, and its tangent kernel on fixed examples.
+class KernelAt(ABC):
+    """A run's tangent kernel on fixed examples: of its network, or of infinite width.
 
-    Batch normalisation uses its running statistics and dropout is off: in training mode the
-    examples of a batch would depend on each other, and a kernel of pairs would not exist.
     Everything is made when it is first asked for. The number format is the run's, of a run in
     bfloat16 float32.
 
@@ -103,7 +105,6 @@ class KernelAt:
     ):
         self.run, self._hyperparameters, self._config = run, hyperparameters, config
         self._laws, self._at = laws, model_at
-        self._loaded = ""
         self._now: tuple[str, State] | None = None
 
     @property
@@ -113,9 +114,31 @@ class KernelAt:
         return torch.float32 if dtype == torch.bfloat16 else dtype
 
     @property
+    @abstractmethod
     def normalisation(self) -> str:
         """What batch normalisation divides by: "running statistics", or "none" without any."""
-        return Network(self.model).normalisation
+
+    @property
+    @abstractmethod
+    def is_exact(self) -> bool:
+        """Whether a traced kernel is all there is: that of every output, and none between them."""
+
+    @property
+    @abstractmethod
+    def formula(self) -> str:
+        """What the kernel is, for caches."""
+
+    @abstractmethod
+    def forecast(self, steps: int) -> str:
+        """What the kernels of so many checkpoints will take.
+
+        Raises:
+            UserError: more memory than there is.
+        """
+
+    @abstractmethod
+    def _compute(self, features: StepFeatures) -> State:
+        """The state at a step."""
 
     @cached_property
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -160,19 +183,6 @@ class KernelAt:
         found: NDArray[np.int64] = targets.cpu().numpy()
         return found
 
-    @cached_property
-    def model(self) -> nn.Module:
-        """The network in evaluation mode; its weights are those of the last step asked for."""
-        model = rebuild_model(self.run, self._hyperparameters, INSTEAD)
-        return model.to(self._at.device, self.dtype).eval()
-
-    def load(self, features: StepFeatures) -> nn.Module:
-        """The network with the weights and running statistics of a step."""
-        if self._loaded != features.source:
-            load_weights(self.model, features.model_state(), features)
-            self._loaded = features.source
-        return self.model
-
     def state(self, features: StepFeatures) -> State:
         """The network and its kernel at a step; computed once, and kept for the last step."""
         if "reference" in self.__dict__ and self.reference.step == features.step:
@@ -188,7 +198,7 @@ class KernelAt:
         Raises:
             UserError: that step has no features.
         """
-        with self._features_of(self.reference_step) as features:
+        with self.features_of(self.reference_step) as features:
             return self.state(features) if self._now_is(features) else self._compute(features)
 
     def _now_is(self, features: StepFeatures) -> bool:
@@ -201,30 +211,13 @@ class KernelAt:
 
     def unsettled(self, step: int) -> list[str]:
         """A line that says so if running statistics at a step are not yet those of the data."""
-        try:
-            with self._features_of(step) as features:
-                return unsettled(self.model, features.model_state(), step, self.feature_steps())
-        except Unreadable:
-            return []  # which is told when its turn comes
+        return []
 
     @contextmanager
-    def _features_of(self, step: int) -> Iterator[StepFeatures]:
+    def features_of(self, step: int) -> Iterator[StepFeatures]:
+        """The features of a step that has some."""
         with step_features(self.run.fetch(self.run.features(step)), self._laws) as features:
             yield features
-
-    def forecast(self, steps: int) -> str:
-        """What the kernels of so many checkpoints will take.
-
-        Raises:
-            UserError: more memory than there is.
-        """
-        inputs, form = self.batch[0], self._config.kernel
-        one = forecast(self.model, inputs, form=form, per_layer=True)
-        numbers = len(inputs) ** 2 * (self.targets.shape[1] ** 2 if form == "full" else 1)
-        stored = 2 * steps * numbers * 8  # in the cache and, while it is compared, in float64
-        examples = f"{len(inputs)} example{'s' * (len(inputs) > 1)}"
-        what = f"{form} tangent kernels of {examples}, {steps} checkpoint{'s' * (steps > 1)}"
-        return self.within_memory(what, steps * one.seconds, one.bytes_ + stored)
 
     def within_memory(self, what: str, seconds: float, needed: float) -> str:
         """A line that says what some work on kernels takes.
@@ -245,20 +238,15 @@ class KernelAt:
             raise UserError(f"{what}: {cost}, of {bytes_text(free)} free; use {advice}")
         return f"{what}: {cost}"
 
+    def _stored(self, steps: int) -> int:
+        """Bytes of the kernels of so many checkpoints: in the cache, and as they are compared."""
+        pairs = len(self.targets) ** 2
+        outputs = self.targets.shape[1] if self._config.kernel == "full" else 1
+        return 2 * 8 * steps * pairs * outputs**2
+
     @property
     def _free(self) -> float:
         return float(available_memory(self._at.device))
-
-    def _compute(self, features: StepFeatures) -> State:
-        model, inputs = self.load(features), self.batch[0]
-        found = tangent_kernel(model, inputs, form=self._config.kernel, per_layer=True)
-        layers = {name: traced(_array(part)) for name, part in found.layers.items()}
-        with torch.no_grad():
-            logits = as_floats(model(inputs))
-        parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
-        buffers = {name: b.clone() for name, b in model.named_buffers()}
-        kernel = Kernel(_array(found.total), layers)
-        return State(features.step, logits, kernel, parameters, buffers)
 
     def loss(self, logits: Floats) -> float:
         """The run's loss of logits [N, C] on the examples."""
@@ -273,24 +261,9 @@ class KernelAt:
             return float("nan")
         return float((logits.argmax(1) == self.classes).mean())
 
-    def activity(self, state: State) -> Activity:
-        """What the network's inside does on the examples."""
-        return activity(self.model, {**state.parameters, **state.buffers}, self.batch[0])
-
     def feature_steps(self) -> list[int]:
         """The steps that have features by now."""
         return self.run.feature_steps()
-
-    def restored(self, state: State) -> nn.Module:
-        """The network with the weights and running statistics of a state."""
-        self._loaded = ""
-        self.model.load_state_dict({**state.parameters, **state.buffers}, strict=False)
-        return self.model
-
-
-def _array(tensor: Tensor) -> NDArray[np.floating]:
-    array: NDArray[np.floating] = tensor.detach().cpu().numpy()
-    return array
 
 
 def as_floats(tensor: Tensor) -> Floats:

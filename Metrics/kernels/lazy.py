@@ -8,6 +8,8 @@ import numpy as np
 from Metrics.features import StepFeatures
 from Metrics.kernels.activity import Activity
 from Metrics.kernels.at import WHOLE, State
+from Metrics.kernels.empirical import EmpiricalKernelAt
+from Metrics.kernels.linear_network import LinearNetwork
 from Metrics.kernels.measures import cka_distance, relative_norm
 from Metrics.kernels.metric import Compared
 from Metrics.metric import Arrays, Context, vector
@@ -18,12 +20,15 @@ class Lazy(Compared):
 
     def __init__(self, context: Context):
         super().__init__(context)
+        assert isinstance(context.kernel_at, EmpiricalKernelAt)
+        assert isinstance(context.linear, LinearNetwork)
+        self._at, self._linear = context.kernel_at, context.linear
         self._before: Activity | None = None
 
     def rows(self, features: StepFeatures) -> Arrays:
         """``empirical``: of the weights; ``kernel``, ``patterns``, ``features``, ``gap`` beside."""
-        at, state, start = self.context.kernel_at, self.state(features), self.reference
-        before, now = self._activity(start), at.activity(state)
+        state, start = self.state(features), self.reference
+        before, now = self._activity(start), self._at.activity(state)
         rows = {
             f"empirical/{WHOLE}": vector(_moved(state, start)),
             f"kernel/{WHOLE}": _relative(state.kernel.total, start.kernel.total),
@@ -42,12 +47,12 @@ class Lazy(Compared):
 
     def _activity(self, start: State) -> Activity:
         if self._before is None:
-            self._before = self.context.kernel_at.activity(start)
+            self._before = self._at.activity(start)
         return self._before
 
     def _gap(self, state: State, start: State) -> float:
         """|f − f_lin| / |f − f_0| with the network's own weights in f_lin; NaN at the start."""
-        linear = self.context.linear.with_weights(state)
+        linear = self._linear.with_weights(state)
         return relative_norm(state.logits - linear, state.logits - start.logits)
 
 

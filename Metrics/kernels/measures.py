@@ -43,16 +43,20 @@ def cosine(left: Floats, right: Floats) -> float:
 
 def cosines(kernels: Floats) -> Floats:
     """[T, T] cosines between all pairs of [T, ...] arrays."""
+    return 1 - _apart(kernels)
+
+
+def _apart(kernels: Floats) -> Floats:
+    """[T, T] 1 − cosine, half the squared distance of unit vectors: exact also for small ones."""
     flat = kernels.reshape(len(kernels), -1)
     sizes = np.linalg.norm(flat, axis=1, keepdims=True)
     units = np.divide(flat, sizes, out=np.full_like(flat, np.nan), where=sizes > 0)
-    products: Floats = units @ units.T
-    return products
+    return np.array([np.square(units - unit).sum(1) / 2 for unit in units])
 
 
 def kernel_distances(kernels: Floats) -> Floats:
     """[T, T] S(t, t') = 1 − ⟨Θ_t, Θ_t'⟩ / (|Θ_t| |Θ_t'|) (Fort et al. 2020)."""
-    distances: Floats = np.maximum(1 - cosines(kernels), 0.0)
+    distances = _apart(kernels)
     np.fill_diagonal(distances, 0.0)
     return distances
 

@@ -28,9 +28,9 @@ class KernelMetric(Curves):
 
     @property
     def attributes(self) -> Mapping[str, str]:
-        """What the kernel is of, and what batch normalisation divided by in it."""
-        at = self.context.kernel_at
-        return {"normalisation": at.normalisation, "kernel": self.context.config.kernel}
+        """What the kernel is, and what batch normalisation divided by in it."""
+        at, form = self.context.kernel_at, self.context.config.kernel
+        return {"normalisation": at.normalisation, "kernel": form, "formula": at.formula}
 
     def forecast(self, steps: int) -> list[str]:
         """What so many checkpoints will take; raises ``UserError`` if it does not fit."""

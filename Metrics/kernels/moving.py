@@ -7,15 +7,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from Metrics.config import CacheConfig
-from Metrics.kernels.at import KernelAt, State
+from Metrics.kernels.at import WEIGHTED, KernelAt, State
+from Metrics.kernels.empirical import EmpiricalKernelAt
 from Metrics.model_at import ModelAt
 from Metrics.tangent import tangent_kernel, weighted_kernel
 from Models.parametrization.scales import Scales
 from Training.discrete_laws import Coefficients
 from Training.function_space import beyond_outputs, sgd_rule
-
-PLAIN, WEIGHTED = "sum of J_p J_p^T", "sum of s_p J_p J_p^T, s_p the factors of learning rates"
-"""What caches say of the kernel of predictions."""
 
 
 class Moving:
@@ -52,7 +50,7 @@ class Moving:
     @property
     def formula(self) -> str:
         """For caches."""
-        return WEIGHTED if self.is_weighted else PLAIN
+        return WEIGHTED if self.is_weighted else self._at.formula
 
     def rule(self, step: int) -> Coefficients:
         """The hyper-parameters of the update after ``step``; there must be no :attr:`why_not`."""
@@ -63,6 +61,7 @@ class Moving:
         if not self.is_weighted:
             return state.kernel.total
         if self._now is None or self._now[0] is not state:
+            assert isinstance(self._at, EmpiricalKernelAt)  # as there are factors
             found = self.of(self._at.restored(state), self._at.batch[0])
             self._now = state, found.cpu().numpy()
         return self._now[1]

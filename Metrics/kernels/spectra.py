@@ -63,8 +63,8 @@ class Spectrum(KernelMetric):
         """Whether the largest stable learning rate is known."""
         reason = self._reason()
         units = np.full(len(self.context.kernel_at.classes), not reason)
-        traced = self.context.config.kernel == "traced"
-        return {WHOLE: Verdict(units, reason or "from one kernel for all outputs" * traced)}
+        one = self.context.config.kernel == "traced" and not self.context.kernel_at.is_exact
+        return {WHOLE: Verdict(units, reason or "from one kernel for all outputs" * one)}
 
     def _reason(self) -> str:
         clipped = self.context.model_at.training.clip_norm is not None

@@ -15,6 +15,8 @@ from torch import Tensor
 _SYRK = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}
 _TILE = 512
 """Rows of a product that stays in the processor's cache."""
+_STRIP = 128
+"""Rows of one that ends at the diagonal: little is computed above it."""
 
 
 def accumulating(dtype: torch.dtype) -> torch.dtype:
@@ -53,7 +55,7 @@ class Gram:
     def __init__(
         self, shape: tuple[int, int], logits: int, traced: bool, symmetric: bool, like: Tensor
     ):
-        self._logits, self._traced, self._symmetric = logits, traced, symmetric
+        self.traced, self._logits, self._symmetric = traced, logits, symmetric
         self._width = 1 if traced else logits
         n, m = shape
         size = (n * self._width, m * self._width)
@@ -67,7 +69,7 @@ class Gram:
                 block = matrix[low:high, low:high]
                 block.tril_().add_(block.tril(-1).T)
                 matrix[:low, low:high] = matrix[low:high, :low].T
-        if self._traced:
+        if self.traced:
             return matrix / self._logits
         c = self._logits
         return matrix.view(len(matrix) // c, c, -1, c).transpose(1, 2)
@@ -107,7 +109,7 @@ class Gram:
             b = a if right is None else self._group(right, group)
             if a.derivatives.shape[2] == 1:
                 self._add_points(a, b)
-            elif self._traced:
+            elif self.traced:
                 self._add_traced(a, b)
             else:
                 self._add_full(a, b)
@@ -138,7 +140,7 @@ class Gram:
         """Many positions, summed over equal logits; tile by tile."""
         x, y = a.derivatives.shape[2], b.derivatives.shape[2]
         left, right = (s.derivatives.transpose(1, 2).flatten(2) for s in (a, b))  # [n, X, C O]
-        for low, high in _strips(len(left), max(1, _TILE // x)):
+        for low, high in _strips(len(left), max(1, (_STRIP if self._symmetric else _TILE) // x)):
             columns = high if self._symmetric else len(right)
             rows = left[low:high].flatten(0, 1)
             for first, last in _strips(columns, max(1, _TILE // y)):

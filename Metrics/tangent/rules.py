@@ -62,7 +62,7 @@ def _product(n: int, x: Tensor, weight: Tensor, transposed: bool) -> Product:
         return rows.reshape(len(rows), 1, -1, k)
 
     def fold(derivatives: Tensor) -> Tensor:
-        return derivatives.reshape(*derivatives.shape[:2], 1, -1, o)
+        return derivatives.reshape(len(derivatives), 1, -1, o)
 
     inputs = x.reshape(n, -1)
     return Product(weight, inputs, unfold, fold, transposed, (1, inputs.shape[1] // k, k, o))
@@ -111,31 +111,30 @@ def _convolution(
         (length + sum(pad) - span - 1) // step + 1
         for length, pad, span, step in zip(x.shape[2:], pads, spans, strides, strict=True)
     ]
-    o, k = len(weight) // groups, weight[0].numel()
+    o, k, channels = len(weight) // groups, weight[0].numel(), x.shape[1] // groups
+    last = x.device.type == "cpu" and dimensions == 2
 
     def unfold(rows: Tensor) -> Tensor:
+        rows = rows.contiguous(memory_format=torch.channels_last) if last else rows
         padded = functional.pad(rows, [p for pad in reversed(pads) for p in pad])
         batch, channel, *lines = padded.stride()
-        windows = padded.as_strided(
-            (len(rows), groups, x.shape[1] // groups, *size, *outs),
-            (
-                batch,
-                channel * (x.shape[1] // groups),
-                channel,
-                *(d * line for d, line in zip(dilations, lines, strict=True)),
-                *(s * line for s, line in zip(strides, lines, strict=True)),
-            ),
-        )
-        return windows.reshape(len(rows), groups, k, -1).transpose(-1, -2)
+        taps = [d * line for d, line in zip(dilations, lines, strict=True)]
+        steps = [s * line for s, line in zip(strides, lines, strict=True)]
+        lead, leads = (len(rows), groups), (batch, channel * channels)
+        if last:
+            shape, line = (*lead, *outs, *size, channels), (*leads, *steps, *taps, channel)
+            return padded.as_strided(shape, line).reshape(*lead, -1, k)
+        shape, line = (*lead, channels, *size, *outs), (*leads, channel, *taps, *steps)
+        return padded.as_strided(shape, line).reshape(*lead, k, -1).transpose(-1, -2)
 
     def fold(derivatives: Tensor) -> Tensor:
-        lead = derivatives.shape[:2]
-        return derivatives.reshape(*lead, groups, o, -1).transpose(-1, -2)
+        return derivatives.reshape(len(derivatives), groups, o, -1).transpose(-1, -2)
 
     positions = 1
     for out in outs:
         positions *= out
-    product = Product(weight, x, unfold, fold, False, (groups, positions, k, o))
+    window = tuple(size) if last else ()
+    product = Product(weight, x, unfold, fold, False, (groups, positions, k, o), window=window)
     if bias is None:
         return [product]
     shape = (len(bias), *(1,) * dimensions)
@@ -179,7 +178,7 @@ def _embedding(
         return rows.masked_fill(rows == left_out, -1)[:, None, :, None]
 
     def fold(derivatives: Tensor) -> Tensor:
-        return derivatives.reshape(*derivatives.shape[:2], 1, -1, o)
+        return derivatives.reshape(len(derivatives), 1, -1, o)
 
     places = indices.reshape(n, -1)
     return [Product(weight, places, unfold, fold, True, (1, places.shape[1], size, o), True)]

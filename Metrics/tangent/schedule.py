@@ -20,6 +20,14 @@ _PASSED = 192 << 20
 costs more than the fewer calls save."""
 
 
+_HELD = 32 << 20
+"""Bytes of derivatives at a time on a CPU of which J is formed at once."""
+
+
+_PART = 32 << 20
+"""Most bytes of J at a time on a CPU: enough for fast products, and few fresh pages."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The order of the work.
@@ -30,14 +38,18 @@ class Schedule:
         rows: blocks of examples on the left.
         columns: blocks on the right.
         chunk: examples that go through the network at a time.
+        logits: whose derivatives are held at a time where J is formed from them at once.
         budget: bytes of J at a time.
+        bytes_: of what is kept and of the passes, at the peak.
     """
 
     groups: list[list[Term]]
     rows: list[slice]
     columns: list[slice]
     chunk: int
+    logits: int
     budget: int
+    bytes_: int
 
 
 def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory: int) -> Schedule:
@@ -63,7 +75,7 @@ def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory
         )
     if like.device.type == "cpu":
         chunk = max(1, min(chunk, _PASSED // each))
-    chunk = -(-n // -(-n // chunk))  # all of about the same size
+    chunk = even(n, chunk)
     largest = max(plan.stored.values()) * scalar
     room = memory // 4 * 3
     if largest * (n + (m or 0)) <= room:
@@ -74,18 +86,29 @@ def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory
         columns = rows if m is None else blocks(m, block)
     held = rows[0].stop + (0 if m is None and len(rows) == 1 else columns[0].stop)
     groups = _groups(plan, held * scalar, room)
-    return Schedule(groups, rows, columns, chunk, memory // 8)
+    logits, budget = plan.logits, memory // 8
+    if like.device.type == "cpu":
+        logits = even(logits, max(1, _HELD // max(1, chunk * plan.formed * scalar)))
+        budget = min(budget, _PART)
+    kept = held * max(sum(plan.stored[term] for term in group) for group in groups)
+    passing = chunk * (plan.numbers + logits * plan.formed)
+    return Schedule(groups, rows, columns, chunk, logits, budget, (kept + passing) * scalar)
 
 
 def passed(plan: Plan) -> int:
-    """Numbers of an example in the network: outputs, gradients, derivatives of all logits."""
+    """Numbers of an example in the network: outputs, gradients, derivatives not kept elsewhere."""
     again = any(term.kind == "jacobian" for term in plan.terms)
-    return 3 * plan.numbers + plan.logits * (plan.numbers if again else plan.derived)
+    return 3 * plan.numbers + plan.logits * (plan.numbers if again else plan.formed)
 
 
 def blocks(length: int, size: int) -> list[slice]:
     """Consecutive slices of at most ``size``."""
     return [slice(low, min(low + size, length)) for low in range(0, length, size)]
+
+
+def even(length: int, most: int) -> int:
+    """The size of blocks of about equal size, none larger than ``most``."""
+    return -(-length // -(-length // most))
 
 
 def _groups(plan: Plan, scale: int, room: int) -> list[list[Term]]:

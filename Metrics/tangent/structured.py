@@ -6,154 +6,18 @@ g; J = Σ_x g_x u_xᵀ is only ever formed for a part of one parameter. Letters 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from Metrics.tangent.assembly import Kernels, Place, above_diagonal
+from Metrics.tangent.collecting import Store, collect
 from Metrics.tangent.contraction import Gram, Side
 from Metrics.tangent.factors import Factors, Room, formed, parts
 from Metrics.tangent.network import Network
-from Metrics.tangent.passes import Pass, record
-from Metrics.tangent.pieces import Product, pull_back
 from Metrics.tangent.plan import Plan
-from Metrics.tangent.rows import jacobian_rows
-from Metrics.tangent.schedule import blocks, make_schedule
+from Metrics.tangent.schedule import make_schedule
 from Metrics.tangent.terms import Term
-
-_PART = 32 << 20
-"""Most bytes of J at a time on a CPU: enough for fast products, and few fresh pages."""
-
-
-@dataclass
-class Store:
-    """What the terms keep of some examples.
-
-    Attributes:
-        rows: [n, C, p] of J.
-        factors: where J is formed later or never.
-    """
-
-    rows: dict[Term, Tensor] = field(default_factory=dict)
-    factors: dict[Term, Factors] = field(default_factory=dict)
-
-    def forget(self, term: Term) -> None:
-        """Free what was kept of a term."""
-        self.rows.pop(term, None)
-        self.factors.pop(term, None)
-
-
-def collect(
-    network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term], chunk: int
-) -> Store:
-    """Differentiate some examples with respect to the parameters of some terms.
-
-    Args:
-        network: whose examples are independent.
-        inputs: [n, ...].
-        plan: of the network.
-        terms: of the plan.
-        chunk: how many examples go through the network at a time.
-    """
-    n = len(inputs)
-    if chunk >= n:
-        return _collect(network, inputs, plan, terms)
-    joined = Store()
-    for part in blocks(n, chunk):
-        store = _collect(network, inputs[part], plan, terms)
-        for term, rows in store.rows.items():
-            if term not in joined.rows:
-                joined.rows[term] = _room(rows, n)
-            joined.rows[term][part] = rows
-        for term, few in store.factors.items():
-            if term not in joined.factors:
-                rooms = ([_room(each, n) for each in s] for s in (few.inputs, few.derivatives))
-                joined.factors[term] = Factors(few.pieces, *rooms)
-            kept = joined.factors[term]
-            pairs = ((kept.inputs, few.inputs), (kept.derivatives, few.derivatives))
-            for whole, piece in (pair for lists in pairs for pair in zip(*lists, strict=True)):
-                whole[part] = piece
-    return joined
-
-
-def _room(few: Tensor, count: int) -> Tensor:
-    """For as many examples: filled in place, as joining what is kept would need it twice."""
-    return few.new_empty(count, *few.shape[1:])
-
-
-def _collect(network: Network, inputs: Tensor, plan: Plan, terms: Sequence[Term]) -> Store:
-    store = Store()
-    again = [term for term in terms if term.kind == "jacobian"]
-    if again:
-        found = jacobian_rows(network, inputs, [name for term in again for name in term.names])
-        for term in again:
-            store.rows[term] = found[term.names[0]].flatten(2)
-    terms = [term for term in terms if term.kind != "jacobian"]
-    if not terms:
-        return store
-    here = record(network, inputs)
-    derivatives = _differentiate(here, plan, terms)
-    for term in terms:
-        if term.product:
-            pieces = [here.piece(o.use, o.piece) for o in term.occurrences]
-            products = [piece for piece in pieces if isinstance(piece, Product)]
-            factors = Factors(
-                products,
-                [piece.inputs for piece in products],
-                [derivatives[o.use, o.piece] for o in term.occurrences],
-            )
-            kept = sum(t[0].numel() for t in (*factors.inputs, *factors.derivatives))
-            if term.kind == "gradients" and plan.stored[term] < kept:
-                store.rows[term] = formed(factors, slice(None), slice(None), Room())
-            else:
-                store.factors[term] = factors
-        else:
-            store.rows[term] = _summed(network, here, term, derivatives)
-    return store
-
-
-def _differentiate(here: Pass, plan: Plan, terms: Sequence[Term]) -> dict[tuple[int, int], Tensor]:
-    """By (use, piece): derivatives [n, C, ...] of products, rows [n, C, ...] of reductions."""
-    wanted = sorted({(o.use, o.piece) for term in terms for o in term.occurrences})
-    uses = sorted({use for use, _ in wanted})
-    edges = [edge for use in uses if (edge := here.uses[use].edge) is not None]
-    n, c = here.logits.shape
-    found: dict[tuple[int, int], Tensor] = {}
-    for logit in range(c):
-        arrived = dict(zip(uses, here.derivatives(edges, logit, logit == c - 1), strict=True))
-        for use, number in wanted:
-            values = arrived[use]
-            if values is None:
-                values = here.logits.new_zeros(here.uses[use].shape)
-            piece = here.piece(use, number)
-            if isinstance(piece, Product):
-                values = values.reshape(n, -1, *values.shape[1:])
-            else:
-                values = piece.reduce(values)
-            if (use, number) not in found:
-                found[use, number] = values.new_empty(n, c, *values.shape[1:])
-            found[use, number][:, logit] = values
-    return found
-
-
-def _summed(
-    network: Network, here: Pass, term: Term, derivatives: dict[tuple[int, int], Tensor]
-) -> Tensor:
-    """J [n, C, p] of a parameter over all of its uses."""
-    parameter = network.parameters[term.names[0]]
-    rows = parameter.new_zeros(*here.logits.shape, parameter.numel())
-    for occurrence in term.occurrences:
-        piece = here.piece(occurrence.use, occurrence.piece)
-        found = derivatives[occurrence.use, occurrence.piece]
-        if isinstance(piece, Product):
-            found = piece.rows(piece.unfold(piece.inputs), piece.fold(found))
-        found = found.reshape(*here.logits.shape, *piece.source.shape)
-        rows += pull_back(piece.source, parameter, found).flatten(2)
-    return rows
-
-
-# ---------------------------------------------------------------------- contraction
 
 
 def _contract(
@@ -174,19 +38,19 @@ def _contract(
         gram.add_product(*(_side(store.factors[term], term) for store in stores))
     else:
         factors = [store.factors[term] for store in stores]
-        for groups, outs in parts(factors, budget):
+        for part in parts(factors, gram.traced, budget):
             sides = zip(factors, rooms, strict=False)
-            gram.add_rows(*(formed(each, groups, outs, room) for each, room in sides))
+            gram.add_rows(*(formed(each, part, room.take(each, part)) for each, room in sides))
 
 
 def _side(factors: Factors, term: Term) -> Side:
     """Features and derivatives of all uses, one after the other as positions."""
-    pairs = list(zip(factors.pieces, factors.inputs, factors.derivatives, strict=True))
-    features = [piece.unfold(inputs) for piece, inputs, _ in pairs]
-    derivatives = [piece.fold(found) for piece, _, found in pairs]
+    pairs = zip(factors.pieces, factors.inputs, strict=True)
+    features = [piece.unfold(inputs) for piece, inputs in pairs]
+    alone = len(features) == 1
     return Side(
-        features[0] if len(pairs) == 1 else torch.cat(features, 2),
-        derivatives[0] if len(pairs) == 1 else torch.cat(derivatives, 3),
+        features[0] if alone else torch.cat(features, 2),
+        factors.derivatives[0] if alone else torch.cat(factors.derivatives, 3),
         factors.pieces[0].lookup,
         term.bias,
     )
@@ -232,7 +96,6 @@ def structured_kernels(
     traced = plan.sizes.traced
     kernels = Kernels(sizes, traced)
     rooms = [Room(), Room()]
-    budget = min(schedule.budget, _PART) if like.device.type == "cpu" else schedule.budget
 
     def add(stores: Sequence[Store], names: Mapping[Term, str], place: Place) -> None:
         low, high = (part.stop - part.start for part in place)
@@ -240,15 +103,17 @@ def structured_kernels(
             name: Gram((low, high), plan.logits, traced, len(stores) == 1, like)
             for name in names.values()
         }
-        for name, block in _added(stores, names, grams, rooms, budget).items():
+        for name, block in _added(stores, names, grams, rooms, schedule.budget).items():
             kernels.add(name, block, place)
 
     for terms in schedule.groups:
         names = {term: term.layer if per_layer else "" for term in terms}
         for i, low in enumerate(schedule.rows):
-            left = collect(network, inputs[low], plan, terms, schedule.chunk)
+            left = collect(network, inputs[low], plan, terms, schedule.chunk, schedule.logits)
             for high in schedule.columns[i + 1 if same else 0 :]:
-                right = collect(network, columns[high], plan, terms, schedule.chunk)
+                right = collect(
+                    network, columns[high], plan, terms, schedule.chunk, schedule.logits
+                )
                 add([left, right], names, (low, high))
             if same:
                 add([left], names, (low, low))

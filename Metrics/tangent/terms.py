@@ -153,8 +153,23 @@ def _bias(
     return ()
 
 
-def costs(probe: Pass, term: Term, numbers: int, sizes: Sizes) -> tuple[int, float]:
-    """Numbers to keep of each example, and multiply-adds of the whole kernel.
+@dataclass(frozen=True)
+class Costs:
+    """Of a term.
+
+    Attributes:
+        stored: numbers to keep of each example.
+        rows: whether they are rows of J, or what J is made of.
+        work: multiply-adds of the whole kernel.
+    """
+
+    stored: int
+    rows: bool
+    work: float
+
+
+def costs(probe: Pass, term: Term, numbers: int, sizes: Sizes) -> Costs:
+    """What a term costs.
 
     Args:
         probe: a pass over a few examples.
@@ -165,12 +180,12 @@ def costs(probe: Pass, term: Term, numbers: int, sizes: Sizes) -> tuple[int, flo
     c = sizes.logits
     blocks = c if sizes.traced else c * c
     if not term.product:
-        return c * numbers, sizes.pairs * blocks * numbers
+        return Costs(c * numbers, True, sizes.pairs * blocks * numbers)
     pieces = [probe.piece(o.use, o.piece) for o in term.occurrences]
     products = [p for p in pieces if isinstance(p, Product)]
     positions = sum(p.sizes[1] for p in products)
     gradients, kronecker = _works(products[0], positions, sizes)
     factors = sum(p.inputs[0].numel() + c * p.sizes[0] * p.sizes[1] * p.sizes[3] for p in products)
     if term.kind == "gradients":
-        return min(factors, c * numbers), gradients
-    return factors, kronecker
+        return Costs(min(factors, c * numbers), c * numbers < factors, gradients)
+    return Costs(factors, False, kronecker)

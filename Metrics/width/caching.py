@@ -6,13 +6,12 @@ cache holds already is not measured again. Then exponents are fitted to all ther
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS, MetricEntry
+from Metrics.width.ensemble import Ensemble, Together
 from Metrics.width.exponents import (
     MOST,
     Exponent,
@@ -21,17 +20,16 @@ from Metrics.width.exponents import (
     unconfirmed,
     write_csv,
 )
-from Metrics.width.members import Group, Member, grouped, read_members
-from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, Quantity, Values, WidthMetric
-from Metrics.width.network import AGAIN, Network
+from Metrics.width.infinite import refused
+from Metrics.width.measuring import measure
+from Metrics.width.members import Group, Member, grouped, read_members, strays
+from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, WidthMetric
 from Metrics.width.store import Measurements, write
 from Metrics.width.table import summary
 from Metrics.width.theory import Fans, theory_of
-from Utils.errors import Unreachable, UserError, left_out
-from Utils.logging import progress, stage_logger
+from Utils.errors import UserError, left_out
+from Utils.logging import stage_logger
 from Utils.rundir import ExperimentFolder, RunFolder
-from Utils.storage import open_hdf5
-from Utils.workers import Failure, shared_out
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Findings:
         groups: the runs.
         exponents: of all groups.
         silent: why theory says nothing, by group.
+        left_out: runs of infinite width that are the limit of no group, by the reason.
+        lines: what is to be told besides exponents, by group.
     """
 
     metric: str
@@ -51,6 +51,8 @@ class Findings:
     groups: tuple[Group, ...]
     exponents: tuple[Exponent, ...]
     silent: Mapping[str, str]
+    left_out: Mapping[str, Sequence[str]]
+    lines: Mapping[str, Sequence[str]]
 
     def text(self) -> str:
         """For the terminal: a table for each group."""
@@ -62,9 +64,11 @@ class Findings:
             reason = self.silent.get(group.label, "")
             told = f"no theory: {reason}" if reason else summary([e.verdict for e in own])
             some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-            lines += [f"{head} ({len(widths)}), {some}; {told}"]
+            limit = " and infinity" if group.limits else ""
+            lines += [f"{head}{limit} ({len(widths)}), {some}; {told}"]
             why = "exponents need two widths" if len(widths) == 1 else "nothing was measured"
-            lines += [*_ended(group), *(table_text(own) if own else [why]), ""]
+            table, more = table_text(own), self.lines.get(group.label, ())
+            lines += [*_ended(group), *(table if own else [why] if not more else []), *more, ""]
         return "\n".join(lines).rstrip()
 
 
@@ -98,7 +102,7 @@ def cache_experiment(
     log = stage_logger("cache", experiment.logs / "cache.log")
     for name, reason in skipped.items():
         log.info("%s is left out: %s", name, reason)
-    if not any(member.steps for member in members):
+    if not any(member.steps for member in members if not member.is_infinite):
         raise UserError(
             f"{experiment.path} has no run that can be measured; train runs of several --width "
             "and run extract.py for each"
@@ -107,13 +111,16 @@ def cache_experiment(
         entries = [METRICS[name] for name in config.metric_names()]
         paths = {e.name: experiment.fetch(experiment.cache(e.name, config.suffix)) for e in entries}
         stored = {name: Measurements(path, config.overwrite) for name, path in paths.items()}
-        new, failed = _measure(config, members, stored)
+        new, failed = measure(config, members, stored)
         told = "%d new checkpoints of %d runs measured"
         log.info(told, new, sum(1 for member in members if member.steps))
         found = []
         for entry in entries:
             path = paths[entry.name]
             found.append(_fit(entry, path, members, stored[entry.name]))
+            for reason, names in found[-1].left_out.items():
+                which = ", ".join(names) if len(names) < 3 else f"{len(names)} runs"
+                log.info("%s: --width inf of %s is left out: %s", entry.name, which, reason)
             table = path.with_suffix(".csv")
             write_csv(table, found[-1].exponents)
             experiment.publish(path, table)
@@ -146,124 +153,22 @@ def disagreement(found: Sequence[Findings]) -> bool:
     return bool(wrong or few)
 
 
-_Job = tuple[Member, Mapping[int, tuple[str, ...]]]
-"""A run, and by step the metrics that have to be measured there."""
-
-_Found = Mapping[int, Mapping[str, Values]]
-
-
-def _measure(
-    config: CacheConfig, members: Sequence[Member], stored: Mapping[str, Measurements]
-) -> tuple[int, dict[str, UserError]]:
-    """Measure what is not stored; returns how many checkpoints were new, and what failed."""
-    sources, failed = _sources(members)
-    for measured in stored.values():
-        measured.keep(sources)
-    jobs = []
-    for member in members:
-        missing: dict[int, tuple[str, ...]] = {}
-        for step in member.steps:
-            key = (member.name, step)
-            lacking = tuple(n for n, m in stored.items() if key in sources and key not in m.sources)
-            missing |= {step: lacking} if lacking else {}
-        if missing and member.name not in failed:
-            jobs.append((member, missing))
-    make = partial(_Computation, config)
-    new = 0
-    with closing(shared_out(make, jobs, config.workers, _name)) as each:
-        for (member, _), found in progress(each, "measuring", len(jobs)):
-            if isinstance(found, Failure):
-                if isinstance(found.error, Unreachable):
-                    raise found.error
-                failed[member.name] = found.error
-                continue
-            for step, by_metric in found.items():
-                new += 1
-                for name, values in by_metric.items():
-                    source = sources[member.name, step]
-                    stored[name].add(member.name, step, source, values)
-    return new, failed
-
-
-def _sources(
-    members: Sequence[Member],
-) -> tuple[dict[tuple[str, int], str], dict[str, UserError]]:
-    """What identifies the checkpoint of every run and step, and which runs are unreadable."""
-    sources: dict[tuple[str, int], str] = {}
-    failed: dict[str, UserError] = {}
-    for member in members:
-        try:
-            of_run = {(member.name, step): _source(member, step) for step in member.steps}
-        except Unreachable:
-            raise
-        except UserError as error:
-            failed[member.name] = error
-        else:
-            sources |= of_run
-    return sources, failed
-
-
-def _source(member: Member, step: int) -> str:
-    path = member.run.features(step)
-    tagged = member.run.tags(path).get("source")
-    if tagged is not None:
-        return tagged
-    with open_hdf5(member.run.fetch(path), AGAIN) as file:
-        return str(file.attrs["source"])
-
-
-def _name(job: _Job) -> str:
-    return str(job[0].run.path)
-
-
-class _Computation:
-    """Measures one run after another.
-
-    Args:
-        config: the command line.
-    """
-
-    def __init__(self, config: CacheConfig):
-        self._config = config
-        self._metrics: dict[str, WidthMetric] = {
-            name: METRICS[name].load()() for name in config.metric_names()
-        }
-
-    def __call__(self, job: _Job) -> _Found:
-        """Raises ``UserError`` if a file is damaged or the network cannot be built."""
-        member, missing = job
-        network = Network(member, self._config)
-        found: dict[int, dict[str, Values]] = {}
-        for step, names in missing.items():
-            with network.at(step) as checkpoint:
-                found[step] = {n: dict(self._metrics[n].measure(checkpoint)) for n in names}
-                for name in names:
-                    if step == 0 and self._metrics[name].reads_layers:
-                        found[step][name] = {**_fans(network), **found[step][name]}
-        return found
-
-
-def _fans(network: Network) -> Values:
-    """How many numbers one output of each layer reads, and how many outputs there are."""
-    values: dict[Quantity, float] = {}
-    for name, (weight, _) in network.initial.items():
-        for what, count in zip((FAN_IN, FAN_OUT), (weight[0].numel(), len(weight)), strict=True):
-            values[Quantity(what, name)] = float(count)
-    return values
-
-
 def _fit(
     entry: MetricEntry, path: Path, members: Sequence[Member], stored: Measurements
 ) -> Findings:
     """Fit all exponents of a metric, and write its cache."""
     metric: WidthMetric = entry.load()()
+    outside = refused(metric, members)
     measured = [
         m
         for m in members
         if (m.name, 0) in stored.sources or (metric.counts_diverged and m.diverged is not None)
+        if m.name not in outside
     ]
     groups = grouped(measured, metric.within)
     exponents: list[Exponent] = []
+    ensembles: list[Together] = []
+    lines: dict[str, Sequence[str]] = {}
     silent: dict[str, str] = {}
     told: dict[str, dict[str, str]] = {}
     for group in groups:
@@ -273,8 +178,15 @@ def _fit(
             silent[group.label] = reason
         observations = metric.observations(group.members, stored.cells)
         exponents += exponents_of(metric, group.label, observations, theory)
-    write(path, entry, stored, groups, exponents, told)
-    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent)
+        if isinstance(metric, Ensemble):
+            ensembles.append(metric.together(group, stored, theory))
+            exponents += ensembles[-1].exponents
+            lines[group.label] = ensembles[-1].lines
+    write(path, entry, stored, groups, exponents, told, [one.tables for one in ensembles])
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in (outside | strays(measured, groups, metric.within)).items():
+        by_reason.setdefault(reason, []).append(name)
+    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent, by_reason, lines)
 
 
 def _fans_by_width(group: Group, cells: Cells) -> dict[int, dict[str, Fans]]:

@@ -11,14 +11,21 @@ numbers as the change is.
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
+import numpy as np
+from scipy.special import erf
 from torch import Tensor
 
+from Metrics.width.infinite import LimitCheckpoint, no_ensemble
+from Metrics.width.members import Member
 from Metrics.width.metric import PerLayer, Quantity, Values, mean_size, rms
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory, largest, smallest
 
 _MEAN = "mean "
 """Before the name of a quantity: of its mean absolute value instead of its root mean square."""
+
+_LEAST = 1e-200
+"""Of variances that are divided by."""
 
 _SIZES: Mapping[str, Callable[[Tensor], float]] = {"": rms, _MEAN: mean_size}
 
@@ -33,6 +40,20 @@ class Coordinates(PerLayer):
                 for prefix, size in _SIZES.items():
                     values[Quantity(prefix + name, layer)] = size(tensor)
         return values
+
+    def why_no_limit(self, member: Member) -> str:
+        return no_ensemble(member)
+
+    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+        """Of the outputs, N(μ, σ²) over the ensemble's networks: √E f² and E |f|."""
+        if limit.ensemble is None:
+            return {}
+        mean, variance = limit.ensemble
+        variance = np.maximum(variance, _LEAST)
+        folded = np.sqrt(2 * variance / np.pi) * np.exp(-(mean**2) / (2 * variance))
+        folded += mean * erf(mean / np.sqrt(2 * variance))
+        sizes = {"": float(np.sqrt((mean**2 + variance).mean())), _MEAN: float(folded.mean())}
+        return {Quantity(f"{p}preactivation", limit.readout): s for p, s in sizes.items()}
 
     def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         """A size goes as its largest part; rms and mean absolute value go alike."""

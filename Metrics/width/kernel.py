@@ -9,6 +9,8 @@ from fractions import Fraction
 import numpy as np
 
 from Metrics.kernels.measures import Floats, relative_norm
+from Metrics.width.infinite import LimitCheckpoint
+from Metrics.width.members import Member
 from Metrics.width.metric import PerLayer, Quantity, Values
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory
@@ -27,6 +29,15 @@ class KernelChange(PerLayer):
             change = now - start[layer]
             values[Quantity(CHANGE, layer)] = relative_norm(change, start[layer])
         return values
+
+    def why_no_limit(self, member: Member) -> str:
+        return ""
+
+    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+        """Of the whole kernel, which does not move."""
+        if limit.step:
+            return {Quantity(CHANGE): 0.0}
+        return {Quantity(SIZE): float(limit.kernel.trace()) / len(limit.kernel)}
 
     def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         """Of the whole kernel, for smooth nonlinearities under SGD: max(−2r, −r − ½), or 0."""

@@ -6,7 +6,7 @@ OF_RUNS = ("widths", "seeds", "groups", "rates", "diverged", "exponents")
 AXES = ("examples", "outputs of it")
 """Of arrays that are kept for figures, behind runs and steps."""
 
-HEAD = {"runs", *OF_RUNS, "steps", "sources", *AXES}
+HEAD = {"runs", *OF_RUNS, "steps", "sources", *AXES, "outputs shown"}
 """What tells of runs and steps, and is no quantity."""
 
 AT = "loss at lr "

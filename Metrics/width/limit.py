@@ -13,6 +13,7 @@ from fractions import Fraction
 import torch
 
 from Metrics.kernels.measures import relative_norm
+from Metrics.width.infinite import LimitCheckpoint
 from Metrics.width.members import Group, Member
 from Metrics.width.metric import PerLayer, Quantity, Values
 from Metrics.width.network import Checkpoint
@@ -52,6 +53,12 @@ class KernelConvergence(PerLayer):
             theory = at_infinity.cpu().numpy()
             values[quantity] = relative_norm(kernel - theory, theory)
         return values
+
+    def why_no_limit(self, member: Member) -> str:
+        return ""
+
+    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+        return {} if limit.step else {TANGENT: 0.0, COVARIANCE: 0.0}
 
     def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         return Fraction(-1, 2)

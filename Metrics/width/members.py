@@ -13,14 +13,30 @@ from Training.folder import WITHOUT_EFFECT
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 
-_NAMES = {"width", "seed", "experiment", "expid", "save_dir", "provenance", "task", "overwrite"}
-_NO_AXIS = _NAMES | WITHOUT_EFFECT | {"save_at", "save_freq", "save_buffers", "observe_freq"}
+_NAMES = {
+    "width",
+    "seed",
+    "init_seed",
+    "experiment",
+    "expid",
+    "save_dir",
+    "provenance",
+    "task",
+    "overwrite",
+}
+_SAVED = {"save_at", "save_freq", "save_buffers", "observe_freq", "evaluate"}
+"""What is seen of a training, and does not change it."""
+
+_OF_LAWS = {"laws", "balance", "dtype"}
+"""Flags in which the limit may differ from the networks: what is not looked for, and rounding."""
+
+_NO_AXIS = _NAMES | WITHOUT_EFFECT | _SAVED
 """Flags that tell no two trainings of an experiment apart, or that are not an axis of their own."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A run of an experiment.
+    """A run of an experiment, of finite or infinite width.
 
     Attributes:
         run: its folder.
@@ -39,12 +55,20 @@ class Member:
         return self.run.path.name
 
     @property
+    def is_infinite(self) -> bool:
+        """Whether it is of the limit, which has no weights."""
+        return bool(self.hyperparameters["width"] == INFINITE)
+
+    @property
     def width(self) -> int:
+        """Of a network with weights."""
         return int(self.hyperparameters["width"])
 
     @property
     def seed(self) -> int:
-        return int(self.hyperparameters["seed"])
+        """Of its initial weights."""
+        own = self.flag("init_seed")
+        return int(self.hyperparameters["seed"] if own is None else own)
 
     def flag(self, name: str) -> Any:
         """What the run was trained with; the default for a flag that it does not know."""
@@ -59,13 +83,20 @@ class Group:
 
     Attributes:
         label: what tells the group from the others, as in "lr=0.1 param=mup"; "all" if nothing.
-        members: at least one.
+        members: at least one, of finite widths.
+        limits: those of infinite width with the same flags.
         lr_exponent: e, where the runs' --lr goes as n^e; ``None`` where it is no power of n.
     """
 
     label: str
     members: tuple[Member, ...]
     lr_exponent: Fraction | None
+    limits: tuple[Member, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Member, ...]:
+        """All of them."""
+        return self.members + self.limits
 
 
 def read_members(runs: Sequence[RunFolder]) -> tuple[list[Member], dict[str, str]]:
@@ -82,8 +113,6 @@ def read_members(runs: Sequence[RunFolder]) -> tuple[list[Member], dict[str, str
         diverged = _diverged(run) if not steps or steps[-1] < last else None
         if hyperparameters.get("width") is None:
             skipped[run.path.name] = "it has no --width"
-        elif hyperparameters["width"] == INFINITE:
-            skipped[run.path.name] = "its --width is inf, where there are no weights"
         elif not steps and diverged is None:
             skipped[run.path.name] = "it has no features; run extract.py for it"
         elif steps and steps[0] != 0:
@@ -107,24 +136,62 @@ def _diverged(run: RunFolder) -> int | None:
 def grouped(members: Sequence[Member], within: Collection[str] = ()) -> list[Group]:
     """The members by everything but width and seed.
 
-    A flag is an axis if it varies among runs of one width, or is no function of the width.
+    A flag is an axis if it varies among runs of one width, or is no function of the width. Where
+    initial weights have seeds of their own, the data's seed is an axis, too.
 
     Args:
         members: of an experiment.
         within: flags that do not tell groups apart either.
     """
-    axes = [name for name in _varying(members) if name not in within and _is_axis(name, members)]
+    finite = [member for member in members if not member.is_infinite]
+    axes = [name for name in _varying(finite) if name not in within and _is_axis(name, finite)]
     groups: dict[str, list[Member]] = {}
-    for member in members:
+    for member in finite:
         given = [name for name in axes if member.flag(name) is not None] or axes
         told = (f"{name}={_short(member.flag(name))}" for name in given)
         groups.setdefault(" ".join(told) or "all", []).append(member)
-    return [Group(label, tuple(g), _lr_exponent(g)) for label, g in sorted(groups.items())]
+    limits = {
+        label: tuple(m for m in members if m.is_infinite and not _differing(m, own, within))
+        for label, own in groups.items()
+    }
+    return [
+        Group(label, tuple(own), _lr_exponent(own), limits[label])
+        for label, own in sorted(groups.items())
+    ]
+
+
+def strays(
+    members: Sequence[Member], groups: Sequence[Group], within: Collection[str] = ()
+) -> dict[str, str]:
+    """Why members of infinite width are the limit of no group, by their names."""
+    taken = {member.name for group in groups for member in group.limits}
+    told = {}
+    for member in members:
+        if member.is_infinite and member.name not in taken and groups:
+            least = min((_differing(member, g.members, within) for g in groups), key=len)
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in least)
+            told[member.name] = f"no run of finite width has its {flags}"
+    return told
+
+
+def _differing(limit: Member, members: Sequence[Member], within: Collection[str] = ()) -> list[str]:
+    """The flags of a member of infinite width that none of some finite ones has."""
+    return [
+        name
+        for name in _told(members) | (limit.hyperparameters.keys() - _NO_AXIS)
+        if name not in _OF_LAWS and name not in within
+        if _text(limit.flag(name)) not in {_text(member.flag(name)) for member in members}
+    ]
+
+
+def _told(members: Sequence[Member]) -> set[str]:
+    """The flags that may tell members apart."""
+    names = {name for m in members for name in m.hyperparameters} - _NO_AXIS
+    return names | {"seed"} if any(m.flag("init_seed") is not None for m in members) else names
 
 
 def _varying(members: Sequence[Member]) -> list[str]:
-    names = sorted({name for m in members for name in m.hyperparameters} - _NO_AXIS)
-    return [n for n in names if len({_text(m.flag(n)) for m in members}) > 1]
+    return [n for n in sorted(_told(members)) if len({_text(m.flag(n)) for m in members}) > 1]
 
 
 def _is_axis(name: str, members: Sequence[Member]) -> bool:

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
-from Metrics.kernels.at import KernelAt, as_floats
+from Metrics.kernels.at import as_floats
+from Metrics.kernels.empirical import EmpiricalKernelAt
 from Metrics.kernels.measures import Floats
 from Metrics.model_at import ModelAt
 from Metrics.spectrum import Loss
@@ -86,6 +87,11 @@ class Checkpoint:
     def start(self) -> Pass:
         """What it did at step 0."""
         return self._network.start
+
+    @property
+    def probe_logits(self) -> Floats | None:
+        """[N, C] as extract.py saved them; ``None`` with --probe none."""
+        return self._features.probe("logits")
 
     def graph(self) -> Pass:
         """:attr:`now` with gradients from the logits to every layer's output."""
@@ -169,7 +175,7 @@ class Network:
         self.member, self._run = member, member.run
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
         said = dict(member.hyperparameters)
-        self.kernel_at = KernelAt(member.run, said, config, _UNREAD, self.model_at)
+        self.kernel_at = EmpiricalKernelAt(member.run, said, config, _UNREAD, self.model_at)
 
     @contextmanager
     def at(self, step: int) -> Iterator[Checkpoint]:

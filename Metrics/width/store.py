@@ -1,14 +1,16 @@
 """One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
 
-R being runs and T steps: ``runs``, ``widths``, ``seeds``, ``groups``, ``rates``, ``diverged`` (the
-step at which, or −1), ``exponents`` (a, b and c as JSON) [R]; ``steps`` [T];
-``sources`` [R, T], which checkpoints, empty where a run has none; ``<quantity>/<layer>`` [R, T],
-NaN where nothing was measured, or [R, T, examples, outputs]; ``fits/<column>`` [F], the table of
-exponents, by ``fits/line``. Dimension scales name the axes.
+R being runs and T steps: ``runs``, ``widths`` (floating, as infinity is one), ``seeds``,
+``groups``, ``rates``, ``diverged`` (the step at which, or −1), ``exponents`` (a, b and c as JSON)
+[R]; ``steps`` [T]; ``sources`` [R, T], which checkpoints, empty where a run has none;
+``<quantity>/<layer>`` [R, T], NaN where nothing was measured, or [R, T, examples, outputs];
+``fits/<column>`` [F], the table of exponents, by ``fits/line``; of ``ensemble`` also
+``ensembles/<column>`` [E], [E, T] or [E, T, outputs shown], a row for each width. Dimension scales
+name the axes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ class Measurements:
             curves = {
                 name: dataset[()]
                 for name, dataset in datasets(file)
-                if name not in HEAD and not name.startswith("fits/")
+                if name not in HEAD and not name.startswith(("fits/", "ensembles/"))
             }
         for r, run in enumerate(runs):
             for t, step in enumerate(steps):
@@ -73,7 +75,14 @@ class Measurements:
 
     def keep(self, known: Mapping[tuple[str, int], str]) -> None:
         """Forget what came from other checkpoints than these."""
-        self.sources = {k: s for k, s in self.sources.items() if known.get(k) == s}
+        self._keep({k: s for k, s in self.sources.items() if known.get(k) == s})
+
+    def keep_runs(self, names: Collection[str]) -> None:
+        """Forget other runs than these."""
+        self._keep({k: s for k, s in self.sources.items() if k[0] in names})
+
+    def _keep(self, sources: dict[tuple[str, int], str]) -> None:
+        self.sources = sources
         self.cells = {c: v for c, v in self.cells.items() if (c.run, c.step) in self.sources}
         self.arrays = {c: v for c, v in self.arrays.items() if (c.run, c.step) in self.sources}
 
@@ -95,6 +104,7 @@ def write(
     groups: Sequence[Group],
     exponents: Sequence[Exponent],
     parametrizations: Mapping[str, Mapping[str, str]],
+    ensembles: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Save a cache, atomically.
 
@@ -105,9 +115,11 @@ def write(
         groups: of runs.
         exponents: the table.
         parametrizations: by group, :meth:`Metrics.width.theory.ChainTheory.coordinates`.
+        ensembles: of each group what its networks say together, a width in each row.
     """
-    members = [(group.label, member) for group in groups for member in group.members]
+    members = [(group.label, member) for group in groups for member in group.runs]
     rows = {member.name: r for r, (_, member) in enumerate(members)}
+    measured.keep_runs(rows)
     steps = sorted({step for _, step in measured.sources})
     columns = {step: t for t, step in enumerate(steps)}
     sources = np.full((len(rows), len(steps)), "", dtype=object)
@@ -120,7 +132,7 @@ def write(
     samples = _samples(measured.arrays, rows, columns)
     head = {
         "runs": _texts([member.name for _, member in members]),
-        "widths": np.array([member.width for _, member in members], np.int64),
+        "widths": np.array([np.inf if m.is_infinite else m.width for _, m in members], float),
         "seeds": np.array([member.seed for _, member in members], np.int64),
         "groups": _texts([label for label, _ in members]),
         "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
@@ -138,8 +150,26 @@ def write(
     for values in samples.values():
         head |= {name: np.arange(n) for name, n in zip(AXES, values.shape[2:], strict=True)}
     scales |= dict.fromkeys(samples, ("runs", "steps", *AXES))
+    together = _stacked(ensembles)
+    for name, values in together.items():
+        scales[name] = ("ensembles/line", "steps", "outputs shown")[: values.ndim]
+    if together:
+        shown = together["ensembles/mean"].shape[2]
+        head["outputs shown"] = np.arange(shown)
+        together["ensembles/line"] = np.arange(len(together["ensembles/width"]))
     told = (f"{run} {step} {source}" for (run, step), source in sorted(measured.sources.items()))
-    write_hdf5(path, head | curves | samples | table, entry.attributes(told), scales)
+    write_hdf5(path, head | curves | samples | table | together, entry.attributes(told), scales)
+
+
+def _stacked(ensembles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of all groups that have some."""
+    known = [tables for tables in ensembles if tables]
+    names = known[0] if known else ()
+    whole = {name: np.concatenate([tables[name] for tables in known]) for name in names}
+    return {
+        f"ensembles/{name}": _texts(values) if values.dtype.kind == "U" else values
+        for name, values in whole.items()
+    }
 
 
 def _name(cell: Cell) -> str:

@@ -9,10 +9,12 @@ diverged has an infinite loss; one that has not come to its end has none.
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from math import isnan
 
 import numpy as np
 
 from Metrics.fits import minimum
+from Metrics.width.infinite import LimitCheckpoint, no_ensemble
 from Metrics.width.layout import AT
 from Metrics.width.members import Group, Member
 from Metrics.width.metric import Cell, Cells, Observation, Quantity, Values
@@ -34,6 +36,13 @@ class Transfer:
 
     def measure(self, checkpoint: Checkpoint) -> Values:
         return {LOSS: checkpoint.metric("train_loss")}
+
+    def why_no_limit(self, member: Member) -> str:
+        return no_ensemble(member)
+
+    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+        """The mean loss of the ensemble's networks, where it is known: at ends of epochs."""
+        return {} if isnan(limit.loss) else {LOSS: limit.loss}
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
         """The best learning rate and loss of each width and seed, and losses at fixed rates."""

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from Models.infinite.compiled.route import pooled
+from Models.infinite.compiled.stack import Stack
 from Models.infinite.duals.piecewise import Angle
 from Models.infinite.layers.layer import Sides, State, View
 from Models.infinite.layers.positions import Flatten, Pool
@@ -34,15 +36,22 @@ def mode_of(program: Program) -> Mode:
     return "stream" if many and program.streams else "full"
 
 
-def numbers_per_pair(program: Program) -> int:
-    """Of the largest block, per pair of examples."""
+def numbers_per_pair(program: Program, stack: Stack | None = None) -> int:
+    """Of the largest block, per pair of examples.
+
+    Args:
+        program: the network.
+        stack: what the compiled kernel does of it, slab by slab; ``None`` if nothing.
+    """
     mode, sizes = mode_of(program), program.sizes
+    after = [Layout(s).count for s, m in zip(sizes, program.mixed, strict=True) if m]
+    if stack is not None:
+        return max(after)
     if mode == "diagonal":
         return max(Layout(s, (0,) * len(s)).count for s in sizes)
     if mode == "full":
         return max(Layout(s).count for s in sizes)
     before = [Layout(s, (0,)).count for s, m in zip(sizes, program.mixed, strict=True) if not m]
-    after = [Layout(s).count for s, m in zip(sizes, program.mixed, strict=True) if m]
     return max(before + after)
 
 
@@ -72,12 +81,13 @@ class Examples:
         return self.inputs / torch.where(norm == 0, 1, norm)
 
     @classmethod
-    def of(cls, program: Program, inputs: Tensor) -> "Examples":
+    def of(cls, program: Program, inputs: Tensor, stack: Stack | None = None) -> "Examples":
         """From a batch.
 
         Args:
             program: the network.
             inputs: [n, *input_shape].
+            stack: as of :class:`Tile`.
         """
         if program.channel_axis is None:
             x = inputs.flatten(1).T
@@ -86,7 +96,7 @@ class Examples:
         examples = cls(x, {INPUT: x.square().mean(0)})
         examples._follow(program)
         if program.reads_own_mixture:
-            examples._complete(program)
+            examples._complete(program, stack)
             examples._follow(program)
         return examples
 
@@ -99,14 +109,14 @@ class Examples:
                 if q is not None:
                     self.variances[k] = q
 
-    def _complete(self, program: Program) -> None:
+    def _complete(self, program: Program, stack: Stack | None) -> None:
         """Variances after mixing, from each example's kernel with itself."""
         found: list[Examples] = []
         for n in range(self.inputs.shape[-1]):
             known = {k: q[..., n : n + 1] for k, q in self.variances.items()}
             alone = Examples(self.inputs[..., n : n + 1], known)
             same = torch.ones(1, 1, dtype=torch.bool)
-            Tile(program, alone, alone, tangent=False, same=same).run(own=True)
+            Tile(program, alone, alone, tangent=False, same=same, stack=stack).run(own=True)
             found.append(alone)
         for k in found[0].variances:
             self.variances[k] = torch.cat([example.variances[k] for example in found], -1)
@@ -123,6 +133,7 @@ class Tile:
         other: side 2, m examples.
         tangent: whether the tangent kernel is asked for.
         same: which pairs are twice the same example, [n, m], or ``None``.
+        stack: what the compiled kernel does of the network; ``None`` if torch does all of it.
     """
 
     def __init__(
@@ -132,9 +143,10 @@ class Tile:
         other: Examples,
         tangent: bool,
         same: Tensor | None,
+        stack: Stack | None = None,
     ):
         self.program, self.one, self.other = program, one, other
-        self.tangent, self.mode = tangent, mode_of(program)
+        self.tangent, self.mode, self.stack = tangent, mode_of(program), stack
         self.same = None if same is None else same.to(one.inputs.device)
         self._held: dict[int, Sides] = {}
 
@@ -148,8 +160,8 @@ class Tile:
         steps = list(enumerate(self.program.steps, start=1))
         states: dict[int, State] = {}
         layouts: dict[int, Layout] = {}
-        if self.mode == "stream":
-            states = self._streamed(own)
+        if self.stack is not None or self.mode == "stream":
+            states = self._streamed(own) if self.stack is None else self._compiled(self.stack, own)
             layouts = {k: Layout(self.program.sizes[k]) for k in states}
             steps = [(k, step) for k, step in steps if self.program.mixed[k]]
             if own:
@@ -233,6 +245,18 @@ class Tile:
         return State(None, Angle(u, lambda: layout.deficit(one, -other)))
 
     # ------------------------------------------------------------------ one row offset at a time
+
+    def _compiled(self, stack: Stack, own: bool) -> dict[int, State]:
+        """The same as :meth:`_streamed`."""
+        angles = self.program.angles
+        inputs = [x.unit if angles else x.features for x in (self.one, self.other)]
+        sides = {
+            k: self._sides(k) for step in stack.instructions for k in (*step.sides, step.value)
+        }
+        reach = 1 + (self.program.reaches[INPUT] or 0) if own else None
+        return {
+            stack.pool: pooled(stack, sides, (inputs[0], inputs[1]), self.tangent, self.same, reach)
+        }
 
     def _streamed(self, own: bool) -> dict[int, State]:
         """The first values after mixing; of an example itself, as far as variances need them."""

@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from Models.infinite.compiled.library import is_loaded, is_wanted
+from Models.infinite.compiled.stack import Stack, stack_of
 from Models.infinite.engine import Examples, Tile, mode_of, numbers_per_pair
 from Models.infinite.layout import NEAR
 from Models.infinite.program import Program
@@ -21,8 +24,17 @@ Progress = Callable[[int, int], None]
 BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
 """Numbers in the largest block: what fits a core's cache, and what keeps a GPU busy."""
 
+COMPILED_FROM = 1 << 25
+"""Entries of all layers' blocks from which the compiled kernel is used: a third of a second."""
+
+_COLUMNS = 16
+"""Of its tiles: what is derived from each image is held for all."""
+
 _BLOCKS = 8
 """Blocks that are alive at a time, about."""
+
+_MAPS = 12
+"""Numbers per position that the compiled kernel reads of an image, about."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,17 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Plan:
+    """How pairs are cut into tiles, and who computes them.
+
+    Attributes:
+        rows: of a tile.
+        columns: of a tile.
+        stack: what the compiled kernel does; ``None`` if torch does all.
+    """
+
     rows: int
     columns: int
+    stack: Stack | None
 
 
 class InfiniteNetwork:
@@ -106,14 +127,26 @@ class InfiniteNetwork:
             raise UserError(f"kernels: dtype {dtype} is not float32 or float64; choose one")
         x1 = x1.to(dtype)
         x2 = None if x2 is None else x2.to(x1)
+        plan = self._plan(len(x1), None if x2 is None else len(x2), x1.device, block)
+        return self._computed(x1, x2, get, plan, progress)
+
+    def _computed(
+        self,
+        x1: Tensor,
+        x2: Tensor | None,
+        get: Sequence[Kernel],
+        plan: _Plan,
+        progress: Progress | None = None,
+    ) -> Kernels:
         n, m = len(x1), len(x1 if x2 is None else x2)
         found = {kernel: x1.new_empty(n, m) for kernel in ("nngp", "ntk") if kernel in get}
         cosines = self._cosines(x1) if x2 is None else None
-        done, total = 0, self._pairs(n, None if x2 is None else m, x1.device, block)
-        for rows, columns, one, other in self._tiles(x1, x2, block):
+        done, total = 0, _pairs(plan, n, None if x2 is None else m)
+        for rows, columns, one, other in self._tiles(x1, x2, plan):
             same = _same(rows, columns) if x2 is None else None
             known = None if cosines is None else cosines[rows, columns]
-            state = Tile(self.program, one, other, "ntk" in get, same).run(cosines=known)
+            tile = Tile(self.program, one, other, "ntk" in get, same, plan.stack)
+            state = tile.run(cosines=known)
             parts = {"nngp": state.q, "ntk": state.t}
             for kernel, whole in found.items():
                 part = parts[kernel]
@@ -146,22 +179,21 @@ class InfiniteNetwork:
             device: where it runs.
             block: as in :meth:`kernels`.
         """
-        plan = self._plan(torch.device(device), block)
+        plan = self._plan(n, m, torch.device(device), block)
         rows, columns = min(plan.rows, n), min(plan.columns, m or n)
         shape = (max(rows, columns), *self.input_shape)
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
         seconds = []
         for _ in range(2):  # the first warms up
             start = time.perf_counter()
-            found = self.kernels(x[:rows], x[:columns], get, block=block)
+            found = self._computed(x[:rows], x[:columns], get, plan)
             _ = [float(k[0, 0]) for k in (found.nngp, found.ntk) if k is not None]
             seconds.append(time.perf_counter() - start)
-        pairs = self._pairs(n, m, torch.device(device), block)
+        pairs = _pairs(plan, n, m)
         item = torch.finfo(dtype).bits // 8
-        per_example = sum(_product(sizes) for sizes in self.program.sizes)
-        held = per_example * (rows + columns) + _BLOCKS * rows * columns * numbers_per_pair(
-            self.program
-        )
+        per_example = sum(prod(sizes) for sizes in self.program.sizes)
+        held = per_example * (rows + columns) * (_MAPS if plan.stack else 1)
+        held += _BLOCKS * rows * columns * numbers_per_pair(self.program, plan.stack)
         return Forecast(
             min(seconds) * pairs / (rows * columns),
             len(get) * n * (m or n) * item,
@@ -180,14 +212,25 @@ class InfiniteNetwork:
         if not get or set(get) - {"nngp", "ntk"}:
             raise UserError(f"kernels: get={tuple(get)} is unknown; use 'nngp', 'ntk' or both")
 
-    def _plan(self, device: torch.device, block: int | None) -> _Plan:
-        count = numbers_per_pair(self.program)
+    def _plan(self, n: int, m: int | None, device: torch.device, block: int | None) -> _Plan:
+        stack = self._stack(n * (n + 1) // 2 if m is None else n * m, device)
+        count = numbers_per_pair(self.program, stack)
         block = block or BLOCK.get(device.type, BLOCK["cpu"])
         pairs = max(1, block // count)
         if mode_of(self.program) == "diagonal":
             side = max(1, int(pairs**0.5))
-            return _Plan(side, side)
-        return _Plan(1, pairs)  # where all pairs of positions are held, rows would be copied
+            return _Plan(side, side, None)
+        # Where all pairs of positions are held, rows would be copied.
+        return _Plan(1, pairs if stack is None else min(pairs, _COLUMNS), stack)
+
+    def _stack(self, pairs: int, device: torch.device) -> Stack | None:
+        """What the compiled kernel does, where it is worth compiling."""
+        if device.type != "cpu" or mode_of(self.program) == "diagonal":
+            return None
+        stack = stack_of(self.program)
+        if stack is None or pairs * stack.numbers < COMPILED_FROM:
+            return None
+        return stack if is_wanted() and is_loaded() else None
 
     def _cosines(self, x: Tensor) -> Tensor | None:
         """Of all pairs at once, where examples have no positions."""
@@ -198,7 +241,7 @@ class InfiniteNetwork:
         return gram(flat / torch.where(norm == 0, 1, norm))
 
     def _tiles(
-        self, x1: Tensor, x2: Tensor | None, block: int | None
+        self, x1: Tensor, x2: Tensor | None, plan: _Plan
     ) -> Iterator[tuple[slice, slice, Examples, Examples]]:
         right = x1 if x2 is None else x2
         # Without positions they are views and few numbers, and what kernels of examples with
@@ -206,41 +249,34 @@ class InfiniteNetwork:
         hold = not self.program.input_sizes or self.program.reads_own_mixture
         held: dict[int, Examples] = {}
         top, one = -1, Examples(x1)
-        for rows, columns in self._slices(
-            len(x1), None if x2 is None else len(x2), x1.device, block
-        ):
+        for rows, columns in _slices(plan, len(x1), None if x2 is None else len(x2)):
             if rows.start != top:
-                top, one = rows.start, Examples.of(self.program, x1[rows])
+                top, one = rows.start, Examples.of(self.program, x1[rows], plan.stack)
             other = held.get(columns.start)
             if other is None:
-                other = Examples.of(self.program, right[columns])
+                other = Examples.of(self.program, right[columns], plan.stack)
                 if hold:
                     held[columns.start] = other
             yield rows, columns, one, other
 
-    def _slices(
-        self, n: int, m: int | None, device: torch.device, block: int | None
-    ) -> Iterator[tuple[slice, slice]]:
-        """Tiles; of the upper triangle and its neighbourhood if there is no second side."""
-        plan = self._plan(device, block)
-        for top in range(0, n, plan.rows):
-            rows = slice(top, min(top + plan.rows, n))
-            end = n if m is None else m
-            for begin in range(top if m is None else 0, end, plan.columns):
-                yield rows, slice(begin, min(begin + plan.columns, end))
 
-    def _pairs(self, n: int, m: int | None, device: torch.device, block: int | None) -> int:
-        return sum(
-            (rows.stop - rows.start) * (columns.stop - columns.start)
-            for rows, columns in self._slices(n, m, device, block)
-        )
+def _slices(plan: _Plan, n: int, m: int | None) -> Iterator[tuple[slice, slice]]:
+    """Tiles; of the upper triangle and its neighbourhood if there is no second side."""
+    for top in range(0, n, plan.rows):
+        rows = slice(top, min(top + plan.rows, n))
+        end = n if m is None else m
+        for begin in range(top if m is None else 0, end, plan.columns):
+            yield rows, slice(begin, min(begin + plan.columns, end))
+
+
+def _pairs(plan: _Plan, n: int, m: int | None) -> int:
+    return sum(
+        (rows.stop - rows.start) * (columns.stop - columns.start)
+        for rows, columns in _slices(plan, n, m)
+    )
 
 
 def _same(rows: slice, columns: slice) -> Tensor | None:
     i, j = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
     same = i[:, None] == j[None]
     return same if bool(same.any()) else None
-
-
-def _product(sizes: Sequence[int]) -> int:
-    return int(torch.Size(sizes).numel())

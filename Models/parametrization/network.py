@@ -183,7 +183,7 @@ class Parametrized:
         at_base = self._anchored and set(self.growth.values()) == {1.0}
         width = [] if at_base else [config.finite_width or 0]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream_seed(config.seed, "init", *width))
+            torch.default_generator.manual_seed(stream_seed(config.weights_seed, "init", *width))
             model = construct(config, self.input_shape, self.num_classes)
         if at_base:
             return model
@@ -208,7 +208,9 @@ class Parametrized:
         if std == 0:
             parameter.zero_()
             return
-        stream = generator(self.config.seed, "weights", self.config.finite_width or 0, place.name)
+        stream = generator(
+            self.config.weights_seed, "weights", self.config.finite_width or 0, place.name
+        )
         drawn = torch.randn(place.shape, generator=stream, dtype=torch.float32).to(parameter)
         parameter.copy_(drawn.mul_(std))
         if abc.mean and place.kind == "weight" and place.fan_in_grows:
@@ -219,7 +221,7 @@ class Parametrized:
         """Refuse an initialisation whose weights do not shrink as fan-in^{-1/2}."""
         config = self.config.model_copy(update={"width": self.config.base_width})
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream_seed(config.seed, "init"))
+            torch.default_generator.manual_seed(stream_seed(config.weights_seed, "init"))
             base = dict(construct(config, self.input_shape, self.num_classes).named_parameters())
         parameters = dict(model.named_parameters())
         for place in self.places:

@@ -1,14 +1,15 @@
 """Conservation laws: the charges of a model by kind and layer, and the file that holds them.
 
 Scale, rescale and balance laws are quadratic, ``q = ⟨θ, θ⟩_S``; translation laws are linear,
-``s = ⟨c, θ⟩``.
+``s = ⟨c, θ⟩``. Where steps of parameter p are s_p η g, the symmetries S and c conserve Σ S θ²/s and
+Σ c θ/s instead: those of φ = θ/√s, which moves by η ∂L/∂φ.
 
 Shape letters: K laws.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ class Laws:
         families: the laws by kind and layer, in order.
         lawless: parameters in no law, each with the reason.
         note: why nothing could be found at all; empty if something could.
+        rates: s of parameters by name; those that are not named have 1.
     """
 
     quadratic: Charges
@@ -70,6 +72,7 @@ class Laws:
     families: tuple[Family, ...]
     lawless: tuple[tuple[str, str], ...]
     note: str = ""
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.quadratic) + len(self.linear)
@@ -92,16 +95,38 @@ class Laws:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The charges [K] of parameters given by name, and their sizes [K], in float64.
 
-        The size is what a charge would be if nothing in it cancelled, Σ|s|θ² or Σ|c θ|: what
+        The size is what a charge would be if nothing in it cancelled, Σ|S|θ²/s or Σ|c θ|/s: what
         deviations are measured against.
         """
         return self.combined(self.reduced(parameter).cpu().numpy())
 
     def reduced(self, parameter: Callable[[str], Tensor]) -> Tensor:
         """What charges and their sizes are combined from, in float64 where the parameters are."""
-        quadratic, linear = self.quadratic.squares(parameter), self.linear.sums(parameter)
-        parts = [part for parts in (*quadratic, *linear) for part in parts]
+        reduced = [
+            self.scaled(charges.reductions, parts, -1)
+            for charges, both in (
+                (self.quadratic, self.quadratic.squares(parameter)),
+                (self.linear, self.linear.sums(parameter)),
+            )
+            for parts in both
+        ]
+        parts = [part for parts in reduced for part in parts]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def scaled(
+        self, reductions: Sequence[Reduction], parts: Sequence[Tensor], power: int
+    ) -> list[Tensor]:
+        """What reductions have made of their parameters, each times a power of its s.
+
+        Args:
+            reductions: of the charges.
+            parts: what each has made.
+            power: −1 of θ and θ², 1 of squares of gradients, whose counterparts for φ these are.
+        """
+        if not self.rates:
+            return list(parts)
+        rates = (self.rates.get(reduction.parameter, 1.0) for reduction in reductions)
+        return [part * rate**power for part, rate in zip(parts, rates, strict=True)]
 
     def combined(
         self, reduced: NDArray[np.float64]
@@ -129,6 +154,7 @@ class Laws:
         arrays: dict[str, object] = {
             "families": json.dumps([asdict(family) for family in self.families]),
             "lawless": json.dumps(self.lawless),
+            "rates": json.dumps(dict(self.rates)),
         }
         for name, charges in (("quadratic", self.quadratic), ("linear", self.linear)):
             arrays[f"{name}/reductions"] = json.dumps([asdict(r) for r in charges.reductions])
@@ -148,6 +174,7 @@ class Laws:
                 tuple(Family(**{**f, "parameters": tuple(f["parameters"])}) for f in families),
                 tuple((name, reason) for name, reason in lawless),
                 str(file.attrs["note"]),
+                json.loads(file["rates"].asstr()[()]) if "rates" in file else {},
             )
 
 

@@ -10,6 +10,7 @@ from Data.order import TrainingBatches
 from Models.parametrization.scales import Scales
 from Training.config import TrainConfig
 from Training.discrete_laws import Coefficients
+from Training.registry import SGDS
 from Training.schedule import Schedule
 from Utils.errors import UserError
 
@@ -86,7 +87,9 @@ def beyond_outputs(config: TrainConfig, scales: Scales | None = None) -> str:
         config: the run's configuration.
         scales: of its parametrization.
     """
-    if config.optimizer not in {"sgd", "momentum"}:
+    if config.optimizer == "flow":
+        return "gradient flow has no steps"
+    if config.optimizer not in SGDS:
         return f"--optimizer {config.optimizer} is not linear in the gradient"
     if config.wd and config.wd_on != "all":
         return f"--wd-on {config.wd_on} decays parameters differently"

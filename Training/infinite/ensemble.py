@@ -12,6 +12,7 @@ Shape letters: N training examples, P others, C outputs, B examples of a batch.
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ class EnsembleVariance:
         self._schedule = Schedule(config, len(kernel))
         self._modes = Modes.of(kernel) if config.optimizer == "flow" else None
         self._step, self._solvers = -1, self._replayed()
+        self._of_batches: dict[int, float] = {}
 
     def __call__(self, step: int) -> Tensor:
         """[P], after ``step`` steps."""
@@ -52,6 +54,20 @@ class EnsembleVariance:
         mixed = (weights * self._prior.probe).sum(1)
         own = ((weights @ self._prior.train) * weights).sum(1)
         return (self._prior.probe_variance - 2 * mixed + own).clamp(min=0)  # but for rounding
+
+    def of_losses(self, step: int) -> float:
+        """By how much the ensemble's mean training loss is above that of its mean outputs.
+
+        A mean square is that of the mean, plus the variance: here of each batch's outputs before
+        its step, in the mean over the steps of the epoch that has ended after ``step`` ones. NaN
+        under gradient flow, which finite networks do not follow.
+        """
+        if self._modes is not None:
+            return float("nan")
+        steps = self._schedule.steps_of(self._schedule.epoch(step - 1))
+        if step - 1 not in self._of_batches:
+            self._solver(step)
+        return float(np.mean([self._of_batches[s] for s in steps]))
 
     def _solver(self, step: int) -> Tensor:
         """B_t."""
@@ -82,6 +98,8 @@ class EnsembleVariance:
         for step, (rule, batch) in enumerate(zip(rules, batches, strict=True), start=1):
             residual = kernel[batch] @ solver
             residual[torch.arange(len(batch)), batch] -= 1
+            variance = ((residual @ self._prior.train) * residual).sum(1)
+            self._of_batches[step - 1] = float(variance.mean())
             slope = 2 / (len(batch) * self._outputs) * residual
             gradient = torch.zeros_like(solver).index_copy_(0, batch, slope)
             rule = replace(rule, first=fresh and rule.momentum > 0)

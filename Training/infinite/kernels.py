@@ -1,9 +1,10 @@
 """The kernels of a run of infinite width: forecast, computed once, kept in its folder.
 
 ``kernels.h5`` holds, in the run's number format, the tangent kernels ``/ntk/train`` [N, N],
-``/ntk/test`` [E, N] and ``/ntk/probe`` [P, N] between examples and training examples; and where
-the loss is squared error, for the spread of the ensemble, the covariances of initial outputs
-``/nngp/train`` [N, N], ``/nngp/probe`` [P, N] and ``/nngp/probe_variance`` [P].
+``/ntk/test`` [E, N] and ``/ntk/probe`` [P, N] between examples and training examples, and
+``/ntk/probe_own`` [P, P] between probe examples; and where the loss is squared error, for the
+spread of the ensemble, the covariances of initial outputs ``/nngp/train`` [N, N], ``/nngp/probe``
+[P, N] and ``/nngp/probe_variance`` [P].
 
 Shape letters: N training, E test and P probe examples; R = N + E + P. E = 0 with ``--no-evaluate``.
 """
@@ -12,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import h5py
 import torch
@@ -60,6 +62,20 @@ def tangent_kernel(run: RunFolder) -> tuple[Tensor, dict[str, slice]]:
             if len(part):
                 part.read_direct(whole[rows[name]].numpy())
     return whole, rows
+
+
+def kernel_part(run: RunFolder, name: Literal["train", "test", "probe", "probe_own"]) -> Tensor:
+    """One of the tangent kernels, in the run's number format.
+
+    Args:
+        run: the run's folder.
+        name: as in the file, of which the module tells.
+
+    Raises:
+        UserError: the run's kernels are missing or damaged.
+    """
+    with open_hdf5(run.fetch(run.kernels), _ADVICE) as file:
+        return torch.from_numpy(file[f"ntk/{name}"][()])
 
 
 @dataclass(frozen=True)
@@ -135,7 +151,7 @@ class KernelsOfRun:
         """Bytes of the file."""
         train, test, probe = self._sizes()
         prior = train + probe if self._with_prior else 0
-        return (train + test + probe + prior) * train * self._dtype.itemsize
+        return ((train + test + probe + prior) * train + probe**2) * self._dtype.itemsize
 
     def _held(self) -> int:
         """Bytes in memory: Θ, and float64 matrices for the largest learning rate, or for modes."""
@@ -200,10 +216,12 @@ class KernelsOfRun:
             yield f"ntk/{name}", found.ntk.cpu().numpy()
             if found.nngp is not None:
                 yield f"nngp/{name}", found.nngp.cpu().numpy()
+        own = self._network.kernels(probe.to(device), get=("nngp", "ntk"))
+        assert own.ntk is not None
+        assert own.nngp is not None
+        yield "ntk/probe_own", own.ntk.cpu().numpy()
         if self._with_prior:
-            own = self._network.kernels(probe.to(device), get=("nngp",)).nngp
-            assert own is not None
-            yield "nngp/probe_variance", own.diagonal().cpu().numpy()
+            yield "nngp/probe_variance", own.nngp.diagonal().cpu().numpy()
 
     def _inputs(self, split: Examples) -> Tensor:
         return torch.cat([x for x, _ in evaluation_batches(split, _BATCH, dtype=self._dtype)])

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from Training.checkpoints import Checkpoint
 from Training.config import ExtractConfig
 from Training.function_space.kernels import apply
@@ -41,8 +43,16 @@ class InfiniteProbe:
             self._variance = EnsembleVariance(training, train, self._cross, prior, outputs)
 
     def __call__(self, path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-        """``probe/logits`` [P, C] and with squared error ``probe/variance`` [P] of each logit."""
+        """``probe/logits`` [P, C]; with squared error also what is known of the ensemble:
+
+        ``probe/variance`` [P] of each logit, and at ends of epochs ``ensemble/train_loss``, the
+        mean of its networks' training losses.
+        """
         found = {"probe/logits": apply(self._cross, checkpoint["model_state_dict"]["dual"])}
         if self._variance is not None:
-            found["probe/variance"] = self._variance(checkpoint["step"])
+            step = checkpoint["step"]
+            found["probe/variance"] = self._variance(step)
+            if "train_loss" in checkpoint and step:
+                loss = checkpoint["train_loss"] + self._variance.of_losses(step)
+                found["ensemble/train_loss"] = torch.tensor(loss, dtype=torch.float64)
         return {name: tensor.numpy() for name, tensor in found.items()}

@@ -30,6 +30,7 @@ _WARM_UP, _TIMED = 2, 10
 
 _CHANGE_NO_COST = {
     "seed",
+    "init_seed",
     "lr",
     "wd",
     "momentum",

@@ -43,7 +43,7 @@ class Experiment:
         save_dir: the folder that holds it.
         stages: what is to be done for each run.
         retried: by expid, the attempt whose failure is no reason to leave the run alone.
-        together: how many runs that differ in seed and learning rate share their steps.
+        together: how many runs that differ in seeds and learning rate share their steps.
         whole: what is to be done for all runs together, once they are there.
     """
 

@@ -100,10 +100,10 @@ def _take(
 def _mates(experiment: Experiment, run: Run, runs: Sequence[Run]) -> list[Run]:
     if experiment.together == 1 or "train" not in experiment.stages:
         return []
-    from Training.ensemble import why_not
+    from Training.ensemble import MAY_DIFFER, why_not
 
     def kind(flags: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in flags.items() if name not in {"seed", "lr"}}
+        return {name: value for name, value in flags.items() if name not in MAY_DIFFER}
 
     found = [each for each in runs if each is not run and kind(each.flags) == kind(run.flags)]
     return [] if why_not(_train_configs(experiment, [run, *found])) else found

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,12 +93,18 @@ def test_tangent_table_has_a_row_per_way_that_agrees(monkeypatch: pytest.MonkeyP
 
 
 def test_infinite_table_has_both_formats(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"fc relu3, n=1000, d=784": (infinite._dense, 4, (784,), "relu3, 1000x784")}
+    make = partial(infinite._dense, 784)
+    small = {"fc relu3, n=1000, d=784": (make, 4, (784,), "relu3, 1000x784")}
     monkeypatch.setattr(infinite, "CASES", small)
     monkeypatch.setattr(infinite, "_memory", lambda case, name: 0.0)
     rows = infinite.measure(list(small), repetitions=1)
     assert [row["format"] for row in rows] == ["float32", "float64"]
     assert all(float(row["ms per entry"]) > 0 for row in rows)
+
+
+def test_pixels_become_predictions() -> None:
+    row = infinite.from_pixels(8, threads=1)
+    assert float(row["wall / s"]) > 0
 
 
 def test_an_unknown_benchmark_is_named() -> None:

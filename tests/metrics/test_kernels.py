@@ -161,7 +161,7 @@ def test_all_metrics_share_one_kernel_per_checkpoint(
         calls.append(1)
         return tangent_kernel(*args, **kwargs)
 
-    monkeypatch.setattr(Metrics.kernels.at, "tangent_kernel", counting)
+    monkeypatch.setattr(Metrics.kernels.empirical, "tangent_kernel", counting)
     cache_run(run, ALL)
     assert len(calls) == len(STEPS)
     cache_run(run, ALL)

@@ -1,6 +1,7 @@
 """Rotation: equilibria against simulated random walks, curves against raw weights."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 
 import h5py
@@ -12,6 +13,7 @@ from torch import nn
 
 from Metrics.equilibrium import Equilibrium, equilibrium
 from Metrics.figures import draw
+from Models.parametrization.scales import Scale, Scales
 from tests.metrics.test_budget import BN, OPTIMIZERS
 from tests.metrics.test_figures import check_page, lines, words
 from tests.metrics.test_values import cached, rows, weights
@@ -125,10 +127,11 @@ def flags_of(optimizer: str) -> str:
     return f"{BN} --optimizer {optimizer} {OPTIMIZERS[optimizer]}"
 
 
-def groups(run: RunFolder, step: int) -> Floats:
-    """[filters, weights] of conv1, the biases included."""
-    w = weights(run, step)
-    parts = (w["conv1.weight"].reshape(4, -1), w["conv1.bias"][:, None])
+def groups(run: RunFolder, step: int, rates: Mapping[str, float] | None = None) -> Floats:
+    """[filters, weights] of conv1, the biases included, over the roots of their rates."""
+    names = ("conv1.weight", "conv1.bias")
+    roots = [1.0 if rates is None else math.sqrt(rates[name]) for name in names]
+    parts = [weights(run, step)[n].reshape(4, -1) / s for n, s in zip(names, roots, strict=True)]
     return np.concatenate(parts, axis=1)
 
 
@@ -224,6 +227,35 @@ def test_norms_in_equilibrium_under_sgd_follow_from_the_gradients(own: Runs) -> 
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_under_a_parametrization_it_is_that_of_weights_over_rates(own: Runs) -> None:
+    """All as above for θ/√s: of norms |θ|²/s, and of steps along √s g."""
+    eta, lam = 0.1, 0.05
+    run = own(flags_of("sgd") + " --param mup")
+    cache_run(run, "--metrics rotation")
+    scales = run.read_hyperparameters()["task"]["parametrization"]["parameters"]
+    s = {row["name"]: row["lr"] for row in scales}
+    arrays, expected, norms = cached(run, "rotation"), [], []
+    for a, b in pairwise(run.checkpoint_steps()):
+        old, new = groups(run, a, s), groups(run, b, s)
+        g2 = (((old - new) / eta - lam * old) ** 2).sum(1)
+        between = ((old**2).sum(1) + (new**2).sum(1)) / 2
+        expected.append((eta * g2 * between / (2 * lam)) ** 0.25)
+        norms.append(np.sqrt((new**2).sum(1)))
+    np.testing.assert_allclose(arrays["norm/conv1"][1:], norms, rtol=1e-6)
+    np.testing.assert_allclose(arrays["norm_equilibrium/conv1"][1:], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        arrays["theoretical/conv1"][1:], math.sqrt(2 * eta * lam), rtol=1e-12
+    )
+    assert arrays["gate/conv1"].all()
+
+
+@pytest.mark.parametrize(("wd", "first_steps"), [(1.0, 0), (0.5, 1)])
+def test_there_is_none_where_decay_or_first_steps_differ(wd: float, first_steps: int) -> None:
+    rows = (Scale("a", (2, 2), "hidden", "", lr=2.0, wd=wd), Scale("b", (2,), "vector", ""))
+    found = equilibrium(config_of("--wd 0.1"), Scales(rows, first_steps, "1"))
+    assert found == "the parametrization gives parameters different weight decay or first steps"
+
+
 # ---------------------------------------------------------------- gates
 
 
@@ -232,7 +264,10 @@ def test_norms_in_equilibrium_under_sgd_follow_from_the_gradients(own: Runs) -> 
     [
         ("--lr 0.1", "no equilibrium without weight decay"),
         ("--optimizer adam --wd 0", "no equilibrium without weight decay"),
-        ("--wd 0.1 --param ntk", "the parametrization gives parameters different learning rates"),
+        (
+            "--wd 0.1 --param ntk --optimizer adamw",
+            "the parametrization gives parameters different learning rates",
+        ),
         ("--optimizer lamb --wd 0.1", "no prediction for lamb, which turns each parameter by lr"),
     ],
 )

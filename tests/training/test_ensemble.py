@@ -69,6 +69,8 @@ def assert_close(one: Any, other: Any, where: str = "") -> None:
         "--wd 1e-3",
         "--optimizer momentum --momentum 0.9 --dampening 0.1 --wd 1e-3 --warmup-steps 3",
         "--loss mse --lr-drops 1 --drop-last --no-balance",
+        "--param mup --wd 1e-3 --optimizer momentum --momentum 0.9",
+        "--param ntk --loss mse --warmup-steps 3",
     ],
 )
 def test_checkpoints_are_those_of_separate_runs(tmp_path: Path, flags: str) -> None:
@@ -89,6 +91,19 @@ def test_checkpoints_are_those_of_separate_runs(tmp_path: Path, flags: str) -> N
             assert_close(one, two)
         lines = [(r.logs / "metrics.jsonl").read_text().count("\n") for r in (run, other)]
         assert lines[0] == lines[1]
+
+
+def test_init_seeds_are_of_initial_weights_alone(tmp_path: Path) -> None:
+    """--init-seed 3 begins with the weights of --seed 3, and sees the data of its own seed."""
+    flags = "--param ntk --no-laws --lr 1e-3"
+    members = ["--seed 1", "--seed 1 --init-seed 3", "--seed 3"]
+    assert together(tmp_path, flags, members) == [0, 0, 0]
+    runs = folders(tmp_path)
+    first, mixed, other = (checkpoint(run, 0)["model_state_dict"] for run in runs)
+    assert all(torch.equal(mixed[name], other[name]) for name in mixed)
+    assert not torch.equal(mixed["fc2.weight"], first["fc2.weight"])
+    probes = [run.probe.read_bytes() for run in runs]
+    assert probes[0] == probes[1] != probes[2]
 
 
 def test_a_member_that_diverges_ends_alone(tmp_path: Path) -> None:
@@ -137,7 +152,7 @@ def test_later_stages_read_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--width 6", "--width 7"], "--width differs; only --seed and --lr may"),
+        (["--width 6", "--width 7"], "--width differs; only --seed, --init-seed and --lr may"),
         (["--optimizer adam"] * 2, "--optimizer is not for several at once"),
         (["--clip-norm 1"] * 2, "--clip-norm is not for several at once"),
     ],
@@ -148,6 +163,15 @@ def test_what_cannot_be_trained_together(tmp_path: Path, flags: list[str], reaso
     assert why_not(configs) == reason
     with pytest.raises(UserError, match=reason):
         train_together(configs, runs)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--param ipllr --depth 4", "--param sp --wd 0.1 --wd-on matrices"]
+)
+def test_steps_that_differ_by_more_than_a_factor_are_refused(tmp_path: Path, flags: str) -> None:
+    outcome = "--wd-on is not" if "wd-on" in flags else "first steps have factors of their own"
+    with pytest.raises(UserError, match=outcome):
+        together(tmp_path, flags)
 
 
 def test_networks_with_running_statistics_are_refused(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ bounded by Cauchy and Schwarz, with Parseval's E f² = Σ a_k² and q E f'² = �
     |ΔK| ≤ |c|^N √(R(q₁₁) R(q₂₂)),                    R(q) = E f² − Σ_{k<N} a_k²
     |ΔK'| ≤ |c|^{N−1} √(R'(q₁₁) R'(q₂₂)) / s,         R'(q) = q E f'² − Σ_{k<N} k a_k².
 
-Where the bound exceeds the tolerance, which for smooth f it does nowhere and for kinked ones near
-|c| = 1, the pair is integrated in polar coordinates instead.
+The bound says up to which |c| a number of terms is enough. Most pairs of a block get few terms,
+those nearer |c| = 1 the most; and where these are not enough, which for smooth f is nowhere and for
+kinked ones near |c| = 1, the pair is integrated in polar coordinates instead.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,22 +32,18 @@ TOLERANCE = 1e-9
 """Of K relative to √(E f(x)² E f(y)²), of K' relative to the same of f'."""
 
 _TERMS = (16, 32, 64, 128, 256)
+
+_FEW = 0.05
+"""Share of pairs up to which they get more terms than the others."""
+
+_VARIANCES = 9
+"""Between the least and the largest, at which the bound is found."""
+
 _AT_ONCE = 256
 """Pairs that are integrated together: 100 MB."""
 
-
-class _Series(NamedTuple):
-    """Of one set of variances.
-
-    Attributes:
-        coefficients: a_k, [N, *shape].
-        left: √(E f² − Σ a_k²) and √(q E f'² − Σ k a_k²).
-        sizes: √E f² and √(q E f'²).
-    """
-
-    coefficients: Tensor
-    left: tuple[Tensor, Tensor]
-    sizes: tuple[Tensor, Tensor]
+_GATHERED = 4096
+"""Pairs whose coefficients are gathered together: 16 MB."""
 
 
 class Mehler(Dual):
@@ -61,25 +57,20 @@ class Mehler(Dual):
         self.function = function
 
     def __call__(self, q12: Tensor, q11: Tensor, q22: Tensor) -> tuple[Tensor, Tensor]:
-        one, other = self._series(q11, q22)
         s = q11.sqrt() * q22.sqrt()
         c = (q12 / s).nan_to_num_(0.0).clamp_(-1, 1)
-        dtype = q12.dtype
-        a, b = (x.coefficients.to(dtype) for x in (one, other))
-        kernel, slope = torch.zeros_like(q12), torch.zeros_like(q12)
-        for k in reversed(range(len(a))):
-            slope = slope.mul_(c).add_(kernel)
-            kernel = torch.addcmul(a[k] * b[k], kernel, c)
+        size = c.abs()
+        reaches = self._reaches(q11, q22)
+        terms = next((n for n in _TERMS if _share_beyond(size, reaches[n]) <= _FEW), _TERMS[-1])
+        a, b = (self._coefficients(q, terms, c.dtype) for q in (q11, q22))
+        kernel, slope = _sums(c, a, b)
+        if _share_beyond(size, reaches[terms]):
+            poor = (size > reaches[terms]).nonzero(as_tuple=True)
+            kernel[poor], slope[poor] = self._refined(c, q11, q22, poor, reaches[_TERMS[-1]])
         slope = slope / s
-        poor = self._poor(c, one, other, len(a))
-        zero = (s == 0).expand_as(q12)
+        zero = (s == 0).expand_as(c)
         if bool(zero.any()):
             slope = torch.where(zero, self._slope_at_zero(q11, q22), slope)
-            poor &= ~zero
-        if bool(poor.any()):
-            pairs = poor.nonzero(as_tuple=True)
-            exact = self._integrate(c, q11.expand_as(c), q22.expand_as(c), pairs)
-            kernel[pairs], slope[pairs] = (x.to(dtype) for x in exact)
         return kernel, slope
 
     def variance(self, q: Tensor) -> Tensor:
@@ -103,41 +94,56 @@ class Mehler(Dual):
             q: variance of both sides.
             terms: of the series.
         """
-        series = self._of(torch.tensor([q], dtype=torch.float64), terms)
-        bounds = [float((left / size).square()) for left, size in _parts(series)]
-        return bounds[0], bounds[1]
+        kernel, slope = self._left(torch.tensor([q], dtype=torch.float64))
+        return float(kernel[terms]), float(slope[terms])
 
-    def _series(self, q11: Tensor, q22: Tensor) -> tuple[_Series, _Series]:
-        """Of both sides, with as many terms as the widest variances need, if there are enough."""
-        widest = torch.stack([q11.max(), q22.max()]).double()
-        terms = _TERMS[-1]
-        for count in _TERMS:
-            series = self._of(widest, count)
-            if all(bool(((left / size) ** 2 < TOLERANCE).all()) for left, size in _parts(series)):
-                terms = count
-                break
-        return self._of(q11, terms), self._of(q22, terms)
+    def _left(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """R/E f² and R'/(q E f'²) after 0, 1, … terms: [1 + terms, variances] each."""
+        squares = hermite_coefficients(self.function, q, _TERMS[-1]).square()
+        k = torch.arange(_TERMS[-1], dtype=q.dtype, device=q.device)[:, None]
+        sizes = mean_square(self.function, q), q * mean_square(self.derivative, q)
+        left = []
+        for terms, size in zip((squares, k * squares), sizes, strict=True):
+            rest = torch.cat([size[None], size - terms.cumsum(0)]).clamp(min=0)
+            left.append(rest / size.clamp(min=torch.finfo(size.dtype).tiny))
+        return left[0], left[1]
 
-    def _of(self, q: Tensor, terms: int) -> _Series:
-        q = q.double()
-        a = hermite_coefficients(self.function, q, terms)
-        k = torch.arange(terms, dtype=a.dtype, device=a.device).reshape(-1, *[1] * q.dim())
-        size = mean_square(self.function, q)
-        slope = q * mean_square(self.derivative, q)
-        left = [(size - a.square().sum(0)), (slope - (k * a.square()).sum(0))]
-        rest = [x.clamp(min=0).sqrt() for x in left]
-        return _Series(a, (rest[0], rest[1]), (_size(size), _size(slope)))
+    def _reaches(self, q11: Tensor, q22: Tensor) -> dict[int, float]:
+        """The largest |c| at which a number of terms is enough for all pairs of variances."""
+        variances = torch.cat([q11.flatten(), q22.flatten()]).double()
+        variances = variances[variances > 0]
+        if not len(variances):
+            return dict.fromkeys(_TERMS, 1.0)
+        share = torch.linspace(0, 1, _VARIANCES, dtype=torch.float64, device=q11.device)
+        kernel, slope = (
+            left.amax(1).tolist()
+            for left in self._left(torch.lerp(variances.min(), variances.max(), share))
+        )
+        return {n: min(_reach(kernel[n], n), _reach(slope[n], n - 1)) for n in _TERMS}
 
-    def _poor(self, c: Tensor, one: _Series, other: _Series, terms: int) -> Tensor:
-        """Where the series alone is not good enough."""
-        poor = torch.zeros_like(c, dtype=torch.bool)
-        for (left, size), (right, size2), power in zip(
-            _parts(one), _parts(other), (terms, terms - 1), strict=True
-        ):
-            worst = (left / size) * (right / size2)
-            if float((left / size).max() * (right / size2).max()) > TOLERANCE:
-                poor |= c.abs().double() ** power * worst > TOLERANCE
-        return poor
+    def _coefficients(self, q: Tensor, terms: int, dtype: torch.dtype) -> Tensor:
+        return hermite_coefficients(self.function, q, terms).to(dtype)
+
+    def _refined(
+        self, c: Tensor, q11: Tensor, q22: Tensor, pairs: tuple[Tensor, ...], reach: float
+    ) -> tuple[Tensor, Tensor]:
+        """K and s K' of some pairs, with the most terms, or by integration beyond a cosine."""
+        sides = []
+        for q in (q11, q22):
+            places = torch.arange(q.numel(), device=q.device).reshape(q.shape).expand_as(c)[pairs]
+            sides.append((self._coefficients(q, _TERMS[-1], c.dtype).flatten(1), places))
+        chosen = c[pairs]
+        found = torch.empty(2, len(chosen), dtype=c.dtype, device=c.device)
+        for part in torch.split(torch.arange(len(chosen), device=c.device), _GATHERED):
+            a, b = (coefficients[:, places[part]] for coefficients, places in sides)
+            found[:, part] = torch.stack(_sums(chosen[part], a, b))
+        beyond = (chosen.abs() > reach).nonzero().squeeze(1)
+        if len(beyond):
+            poor = tuple(x[beyond] for x in pairs)
+            exact = self._integrate(c, q11.expand_as(c), q22.expand_as(c), poor)
+            root = (q11.expand_as(c)[poor] * q22.expand_as(c)[poor]).sqrt()
+            found[:, beyond] = torch.stack([exact[0], exact[1] * root]).to(c.dtype)
+        return found[0], found[1]
 
     def _slope_at_zero(self, q11: Tensor, q22: Tensor) -> Tensor:
         """E f'(x) E f'(y), as one of them is constant."""
@@ -156,10 +162,19 @@ class Mehler(Dual):
         return torch.cat(found[0]), torch.cat(found[1])
 
 
-def _size(square: Tensor) -> Tensor:
-    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
+def _reach(left: float, power: int) -> float:
+    """The largest |c| at which |c|^power times what is left is below the tolerance."""
+    return 1.0 if left <= TOLERANCE else (TOLERANCE / left) ** (1 / power)
 
 
-def _parts(series: _Series) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(what is left, size) of f and of f'."""
-    return (series.left[0], series.sizes[0]), (series.left[1], series.sizes[1])
+def _share_beyond(size: Tensor, reach: float) -> float:
+    return 0.0 if reach >= 1 or not size.numel() else float((size > reach).double().mean())
+
+
+def _sums(c: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """K and s K'."""
+    kernel, slope = torch.zeros_like(c), torch.zeros_like(c)
+    for left, right in zip(reversed(a.unbind()), reversed(b.unbind()), strict=True):
+        slope = torch.addcmul(kernel, slope, c, out=slope)
+        kernel = torch.addcmul(left * right, kernel, c)
+    return kernel, slope

@@ -114,8 +114,7 @@ class Affine(Layer):
             return angle  # q and s grow alike
         if not self.windows:
             return self._turn_at_each_position(angle, view)
-        assert view.out is not None
-        one, other = view.out.derived("features", lambda side: self._features(view, side))
+        one, other = self.features(view)
         u = view.layout.deficit(one, other, self._rescaled(angle.u, view), same=view.same)
 
         def opposite() -> Tensor:
@@ -153,8 +152,16 @@ class Affine(Layer):
         """√(A/F)."""
         return sqrt(self.rates.weight / self._taps)
 
+    def features(self, view: View) -> tuple[Tensor, Tensor]:
+        """α and α' of a convolution, [F + 1, *sizes, n] and [F + 1, *sizes, m].
+
+        Args:
+            view: where it is applied; its ``out`` is known.
+        """
+        assert view.out is not None
+        return view.out.derived("features", lambda side: self._features(view, side))
+
     def _features(self, view: View, side: int) -> Tensor:
-        """α: [F + 1, *sizes, n]."""
         read = patches(view.side.roots[side], self.windows) * self._factor
         bias = torch.full_like(read[:1], sqrt(self.rates.bias))
         return torch.cat([read, bias]) * self._reciprocals(view)[side]

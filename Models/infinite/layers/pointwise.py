@@ -89,11 +89,7 @@ class Sum(Keeps):
         return State(reduce(add, [s.covariance(v, layout) for s, v, layout in pairs]), None, t)
 
     def _turn(self, angles: Sequence[Angle], view: View) -> Angle:
-        assert view.out is not None
-        new, after = (torch.where(root == 0, 1, root) for root in view.out.roots)
-        known = [sides.roots for sides in view.sides if sides is not None]
-        one = torch.stack([root / new for root, _ in known])
-        other = torch.stack([root / after for _, root in known])
+        one, other = self.features(view)
 
         def mixed(blocks: Sequence[Tensor]) -> Tensor:
             layout = view.layout
@@ -106,6 +102,18 @@ class Sum(Keeps):
 
         mixture = mixed([angle.u for angle in angles])
         return Angle(view.layout.deficit(one, other, mixture, same=view.same), opposite)
+
+    def features(self, view: View) -> tuple[Tensor, Tensor]:
+        """α and α', the shares of the branches: [branches, *sizes, n] and [branches, *sizes, m].
+
+        Args:
+            view: where it is applied; its ``out`` is known.
+        """
+        assert view.out is not None
+        new, after = (torch.where(root == 0, 1, root) for root in view.out.roots)
+        known = [sides.roots for sides in view.sides if sides is not None]
+        one = torch.stack([root / new for root, _ in known])
+        return one, torch.stack([root / after for _, root in known])
 
 
 @dataclass(frozen=True)

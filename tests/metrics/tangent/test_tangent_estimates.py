@@ -78,6 +78,15 @@ def test_a_forecast_counts_what_is_done() -> None:
     assert products == pytest.approx(2 * (2 * 3 + 1 / 50) * 50 * 20 * 50 * 6000, rel=0.02)
 
 
+def test_a_forecast_of_memory_does_not_grow_with_what_passes_a_chunk_at_a_time() -> None:
+    """Twice the examples: twice of what is kept, and a kernel four times as large."""
+    case = CASES["strided, dilated, grouped"]
+    model = case.make().float()
+    small, large = (forecast(model, torch.randn(n, 2, 8, 8)).bytes_ for n in (20_000, 40_000))
+    kernels = [4 * n**2 for n in (20_000, 40_000)]
+    assert small - kernels[0] < large - kernels[1] < 2 * (small - kernels[0])
+
+
 @pytest.mark.parametrize("route", ["structured", "jacobian", "products"])
 def test_a_forecast_of_seconds_is_near(route: str) -> None:
     """Within a factor of 2 where it was measured; of 4 on a machine that does other things."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from Metrics.spectrum import gauss_newton, largest_eigenvalues
-from Metrics.tangent import tangent_kernel, weighted_kernel
+from Metrics.tangent import factors, schedule, tangent_kernel, weighted_kernel
 from Metrics.tangent.network import look_at
 from Metrics.tangent.plan import make_plan
 from Metrics.tangent.reference import dense_kernels
@@ -50,6 +50,45 @@ def test_blocks_do_not_change_the_kernel(name: str, route: Route, form: Form) ->
         memory = SMALL if name != "wide convolutions" else 10 * SMALL
         parts = tangent_kernel(model, inputs, second, form=form, route=route, memory=memory)
         assert error(parts.total, whole.total) < 1e-13
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["strided, dilated, grouped", "residual, in place", "shared"])
+def test_logits_and_examples_a_few_at_a_time_give_the_dense_kernels(
+    name: str, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Derivatives of two of three logits are held, and J is formed of two examples and one."""
+    model, inputs = CASES[name].make(), CASES[name].inputs(5)
+    plan = make_plan(look_at(model, inputs), inputs, None, form == "traced")
+    assert any(term.product for term in plan.rows)
+    monkeypatch.setattr(schedule, "_HELD", 2 * 3 * plan.formed * 8)
+    monkeypatch.setattr(schedule, "_PASSED", 3 * schedule.passed(plan) * 8)
+    monkeypatch.setattr(factors, "_CACHED", 2 * 64 * 18 * 8)
+    exact = sum(dense_kernels(model, inputs).values(), torch.zeros(()))
+    exact = exact if form == "full" else exact.diagonal(dim1=2, dim2=3).mean(2)
+    assert error(tangent_kernel(model, inputs, form=form).total, exact) < 1e-10
+
+
+class Viewed(nn.Module):
+    """What ``view`` asks of images: that their channels are not innermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3), nn.Linear(3 * 4 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).tanh()
+        logits: Tensor = self.second(y.view(len(y), -1))
+        return logits
+
+
+def test_images_that_must_be_contiguous_stay_so() -> None:
+    model, inputs = Viewed().double(), torch.randn(5, 2, 6, 6).double()
+    assert not look_at(model, inputs).channels_last
+    assert look_at(nn.Sequential(model.first, nn.Flatten()), inputs).channels_last
+    found = tangent_kernel(model, inputs, form="full", route="structured")
+    exact = sum(dense_kernels(model, inputs).values(), torch.zeros(()))
+    assert error(found.total, exact) < 1e-10
 
 
 def test_learning_rates_weigh_the_parts_of_parameters() -> None:

@@ -118,9 +118,15 @@ def test_full_batches_are_the_closed_form(trained: Runs) -> None:
     own = torch.diag(kernels["nngp/probe_variance"])  # other entries do not matter to variances
     cross = (kernels["ntk/probe"], kernels["nngp/probe"], own)
     variance = ensemble.descent(rule, times).at(*cross).variance.numpy()
+    on_training = ensemble.descent(rule, times).train()
     for index, step in enumerate(times):
         np.testing.assert_allclose(_probe(run, step, "logits"), logits[index], atol=1e-11)
         np.testing.assert_allclose(_probe(run, step, "variance"), variance[index], atol=1e-11)
+        if step:  # the loss of the last epoch, of one step, is that before it
+            gap = (on_training.mean[index - 1] - targets).square().mean()
+            expected = float(gap + on_training.variance[index - 1].mean())
+            with h5py.File(run.features(step)) as file:
+                assert file["ensemble/train_loss"][()] == pytest.approx(expected, rel=1e-6)
 
 
 def test_flow_of_squared_error_is_a_matrix_exponential(trained: Runs) -> None:
