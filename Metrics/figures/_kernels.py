@@ -55,12 +55,13 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
         "1 − cosine": beside["distance"][0].copy(),
         "1 − CKA": 1 - beside["cka"][0],
     }
+    apart = 0.0, float(np.nanmax(beside["distance"], initial=0.0)) or 1.0
     still = "" if beside["change"].any() else "the kernel does not move"
     for curve in change.values():
         curve[beside["change"] == 0] = 0  # instead of rounding, where it is the first kernel
     plots = [
         *images,
-        Image("1 − cosine between steps", beside["distance"], None, "step", some),
+        Image("1 − cosine between steps", beside["distance"], apart, "step", some),
         Plot("change since the first step", of_network(change), logarithmic=True, room=0.5),
         Plot("velocity (1 − cosine, per step)", of_network({"": beside["velocity"]}), True),
         Plot("trace / examples", by_layer(layers, "empirical", colours_of(layers)), True),
@@ -161,7 +162,7 @@ def _of_classes(alignments: Array) -> list[Plot]:
     looks = [{**style.THIN, "color": c} for c in early_to_late(count)]
     names = [f"class {i}" * (i in (0, count - 1)) for i in range(count)]
     lines = [Line(*each) for each in zip(alignments.T, names, looks, strict=True)]
-    return [Plot("centred alignment of classes", lines, room=0.25)]
+    return [Plot("centred alignment of classes", lines, room=0.4)]
 
 
 def _over_most(values: Array) -> Array:
