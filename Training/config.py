@@ -17,7 +17,7 @@ from Utils.devices import DeviceName
 _OPTIONS = tuple(dict.fromkeys(o for entry in OPTIMIZERS for o in entry.options))
 
 _OF_WEIGHTS = (
-    *("restore_path", "pretrained", "base_width", "base_shapes", "calibrate_width", "explain"),
+    *("restore_path", "pretrained", "base_width", "base_shapes", "calibrate_width"),
     *("save_buffers", "tpu", "precision", "compile", "channels_last"),
 )
 """Flags about networks that have weights."""

@@ -181,8 +181,8 @@ class Trainer:
         state, now = self.state, time.monotonic()
         if now - self._last_log_line > _SECONDS_BETWEEN_LOG_LINES or state.step == self.total:
             self._last_log_line = now
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.log.info("step %d/%d  epoch %d  %s", state.step, self.total, state.epoch, numbers)
+            numbers = "".join(f"  {name} {value:.4g}" for name, value in metrics.items())
+            self.log.info("step %d/%d  epoch %d%s", state.step, self.total, state.epoch, numbers)
 
     def _save(self, metrics: dict[str, float]) -> None:
         self.recorder.save(self.state.step, {**self.state.state_dict(), **metrics})

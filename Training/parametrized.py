@@ -10,9 +10,12 @@ from Training.calibration import calibrate
 from Training.config import TrainConfig
 from Training.registry import OPTIMIZERS
 
+_ANY_WIDTH = 64
+"""Exponents are those of all."""
+
 
 def explanation(config: TrainConfig) -> str:
-    """What the parametrization does as the width grows, as text.
+    """What the parametrization does as the width grows, as text; at a width its numbers, too.
 
     Args:
         config: with ``--param`` or ``--abc``.
@@ -21,13 +24,17 @@ def explanation(config: TrainConfig) -> str:
         UserError: roles cannot be inferred, or the parametrization is not for this model.
     """
     entry = config.data_entry
-    network = Parametrized(config, entry.input_shape, entry.num_classes)
+    width = {"width": _ANY_WIDTH} if config.is_infinite else {}
+    finite = config.model_copy(update=width)
+    network = Parametrized(finite, entry.input_shape, entry.num_classes)
     family = OPTIMIZERS[config.optimizer].family
     assert family is not None  # the configuration was checked
     depth = network.hidden_layers or 2
     text = report(config.param or "--abc", network.abc(family), depth, family, config.bias)
     if network.hidden_layers is None:
         text += "\n(of a chain of three layers; the roles of this model have the same exponents)"
+    if config.is_infinite:
+        return text
     return f"{text}\n\n{network.scales(family, OPTIMIZERS[config.optimizer].decay).table()}"
 
 

@@ -68,8 +68,9 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
         name = "" if label == "all" else f"{label}: "
         titles = [f"{name}mean{last}", f"variance{last}", "outputs of the widest"]
         titles += ["mean", "variance", "in 95 %: means, variances (dashed)"]
-        _over_widths(six[0], group, "deviation of the mean", _mean(group))
-        _over_widths(six[1], group, "deviation of the variance", _variance(group))
+        for axes, quantity, sizes in zip(six, _QUANTITIES, (_mean, _variance), strict=False):
+            _over_widths(axes, group, sizes(group))
+            _tell_exponent(axes, group.fits.get(quantity), options)
         _outputs(six[2], group)
         _means(six[3], group)
         _variances(six[4], group)
@@ -135,9 +136,7 @@ def _variance(group: _Group) -> tuple[Array, Array, Array]:
     return size, np.maximum(size - half, 0), size + half
 
 
-def _over_widths(
-    axes: Axes, group: _Group, quantity: str, sizes: tuple[Array, Array, Array]
-) -> None:
+def _over_widths(axes: Axes, group: _Group, sizes: tuple[Array, Array, Array]) -> None:
     """At the last step, with intervals; an arrow down from the end of one that holds 0."""
     at = int(np.flatnonzero(group.steps == _known(group)[-1])[0])
     middle, low, high = (values[:, at] for values in sizes)
@@ -155,20 +154,19 @@ def _over_widths(
     if sure.any():
         x, y = group.widths[sure], middle[sure]
         axes.plot(group.widths, np.exp(np.log(y * x).mean()) / group.widths, **style.EXACT)
-    fit = group.fits.get(quantity)
-    if fit is not None:
-        interval = f"±{fit.interval:.2f}" if np.isfinite(fit.interval) else ""
-        axes.text(
-            0.98,
-            0.98,
-            f"width^({fit.exponent:.2f}{interval})".replace("-", "−"),
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-            fontsize=style.SMALL_SIZE,
-        )
     width_axis(axes, group.widths.astype(int))
     size_axis(axes)
+
+
+def _tell_exponent(axes: Axes, fit: FittedExponent | None, options: Options) -> None:
+    """In the corner of a panel, if there is one."""
+    if fit is None:
+        return
+    interval = f"±{fit.interval:.2f}" if np.isfinite(fit.interval) else ""
+    text = f"width^({fit.exponent:.2f}{interval})".replace("-", "−")
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+    shown = style.plain(text, options.use_tex)
+    axes.text(0.98, 0.98, shown, fontsize=style.SMALL_SIZE, **place)
 
 
 def _means(axes: Axes, group: _Group) -> None:

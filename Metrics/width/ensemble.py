@@ -42,7 +42,7 @@ MEAN, VARIANCE = Quantity("deviation of the mean"), Quantity("deviation of the v
 _OUTPUTS, _VARIANCES = Quantity("outputs"), Quantity("variances")
 _NOT_EXTRACTED = (
     "no step has outputs of enough networks and of infinite width; run extract.py for all, with "
-    "--probe logits"
+    "--probe logits, and then this again, with --overwrite"
 )
 _SHOWN = 3
 _LEAST = 1e-10

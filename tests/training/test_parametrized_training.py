@@ -21,6 +21,7 @@ from tests.runs import mistake, run_stage
 from tests.training.helpers import Train, checkpoint_of, differences
 from Training.config import TrainConfig
 from Training.optimizers import build_optimizer
+from Training.parametrized import explanation
 from Training.rebuild import rebuild_config, rebuild_model
 from Training.registry import OPTIMIZERS
 from Training.schedule import Schedule
@@ -261,9 +262,18 @@ def test_the_command_line_tells_roles_and_theory(tmp_path: Path) -> None:
     assert "fc2.weight         16x16  hidden" in errors + output
     code, output, _ = run_stage("train", run, f"{flags} --param hybrid:0.5 --explain")
     assert code == 0
-    assert "hybrid:0.5, SGD, 2 hidden layers: stable, kernel regime, r = 1/4" in output
+    regime = "hybrid:0.5, SGD, 2 hidden layers: stable, kernel regime, r = 1/4"
+    assert regime in output
+    at_infinity = explained("--model fc --depth 3 --width inf --param hybrid:0.5")
+    assert regime in at_infinity
+    assert "lr ×" in output
+    assert "lr ×" not in at_infinity
     said = mistake("train", run, f"{flags} --param mup --optimizer muon")
     assert said.startswith("--optimizer muon has no established rule for widths")
+
+
+def explained(flags: str) -> str:
+    return explanation(parse(TrainConfig, [*flags.split(), "--explain"]))
 
 
 def scales_for(flags: str) -> Scales:

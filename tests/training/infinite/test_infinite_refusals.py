@@ -82,7 +82,6 @@ def test_the_kernel_is_the_limit_of_finite_ones(
         ({"clip_norm": 1.0}, "--clip-norm 1.0 limits the gradient"),
         ({"save_buffers": "grad"}, "--save-buffers: not read by --width inf"),
         ({"base_width": 8}, "--base-width: not read by --width inf"),
-        ({"explain": True}, "--explain: not read by --width inf"),
         ({"width": "64", "nngp": True}, "--nngp is for kernels; add --width inf"),
         ({"width": "64", "optimizer": "flow"}, "--optimizer flow is for kernels"),
         ({"width": "infinite"}, "--width infinite: must be a whole number from 1 on, or inf"),
