@@ -71,7 +71,9 @@ class _Collector:
         self._again = [term for term in terms if term.kind == "jacobian"]
         self._rows = [t for t in terms if t in plan.rows and t.kind != "jacobian"]
         self._factors = [term for term in terms if term not in plan.rows]
-        self._places = {o for term in (*self._rows, *self._factors) for o in term.occurrences}
+        self._places: dict[int, set[Occurrence]] = {}  # by the index of the use
+        for place in (o for term in (*self._rows, *self._factors) for o in term.occurrences):
+            self._places.setdefault(place.use, set()).add(place)
         self._kept = {place for term in self._factors for place in term.occurrences}
         self._derivatives: Derivatives = {}
         self._recent: dict[Occurrence, list[Tensor]] = {}
@@ -96,19 +98,21 @@ class _Collector:
             self._differentiate(here, part, logits)
             for term in self._rows:
                 self._form(here, term, part, logits)
+            self._recent.clear()
         for term in self._factors:
             self._keep(here, term, part)
 
     def _differentiate(self, here: Pass, part: slice, logits: slice) -> None:
         """Derivatives of some logits: kept ones are put into their place."""
         c = here.logits.shape[1]
-        self._recent = {place: [] for place in self._places - self._kept}
-        missing: set[Occurrence] = set()
+        places = [place for places in self._places.values() for place in places]
+        self._recent = {place: [] for place in places if place not in self._kept}
+        missing: set[int] = set()
         logit = logits.start
 
         def arrive(use: int, values: Tensor) -> None:
-            for place in [place for place in missing if place.use == use]:
-                missing.remove(place)
+            missing.remove(use)
+            for place in self._places[use]:
                 found = _arrived(here, place, values)
                 if place not in self._kept:
                     self._recent[place].append(found)
@@ -117,12 +121,12 @@ class _Collector:
                     self._derivatives[place] = _room(found, self._examples, c)
                 self._derivatives[place][part, logit] = found
 
-        with here.derivatives({place.use for place in self._places}, arrive) as backward:
+        with here.derivatives(self._places, arrive) as backward:
             for logit in range(logits.start, logits.stop):
-                missing |= self._places
+                missing |= self._places.keys()
                 backward(logit, logit == c - 1)
-                for place in list(missing):
-                    arrive(place.use, here.logits.new_zeros(here.uses[place.use].shape))
+                for use in list(missing):
+                    arrive(use, here.logits.new_zeros(here.uses[use].shape))
 
     def _found(self, term: Term, part: slice, logits: slice, few: slice) -> Derivatives:
         """Derivatives of a few examples of a chunk and some logits."""

@@ -40,7 +40,8 @@ class Schedule:
         chunk: examples that go through the network at a time.
         logits: whose derivatives are held at a time where J is formed from them at once.
         budget: bytes of J at a time.
-        bytes_: of what is kept and of the passes, at the peak.
+        bytes_: of what is kept, and of what passes and contractions leave to each other: memory
+            that one has returned is in pieces that seldom fit the other.
     """
 
     groups: list[list[Term]]
@@ -90,9 +91,10 @@ def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory
     if like.device.type == "cpu":
         logits = even(logits, max(1, _HELD // max(1, chunk * plan.formed * scalar)))
         budget = min(budget, _PART)
-    kept = held * max(sum(plan.stored[term] for term in group) for group in groups)
-    passing = chunk * (plan.numbers + logits * plan.formed)
-    return Schedule(groups, rows, columns, chunk, logits, budget, (kept + passing) * scalar)
+    kept = held * max(sum(plan.stored[term] for term in group) for group in groups) * scalar
+    passing = chunk * (plan.numbers + logits * plan.formed) * scalar
+    bytes_ = kept + passing + min(budget, kept)
+    return Schedule(groups, rows, columns, chunk, logits, budget, bytes_)
 
 
 def passed(plan: Plan) -> int:
