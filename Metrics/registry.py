@@ -402,7 +402,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "size and relative change of the tangent kernel, against the width",
             "Lee et al., NeurIPS 2019; Dyer and Gur-Ari, ICLR 2020; " + _WIDTH,
             title="Change of the tangent kernel",
-            ylabel="relative change",
+            ylabel="size, relative change",
             kind="exponents",
             default=False,
             scope="experiment",
@@ -498,11 +498,16 @@ def scope_of(names: Sequence[str], expid: str) -> Scope:
     single = [name for name in names if name not in wide]
     if wide and single:
         raise UserError(
-            f"--metrics {','.join(names)}: {', '.join(wide)} read a whole experiment and "
-            f"{', '.join(single)} single runs; give them to two commands"
+            f"--metrics {','.join(names)}: {_read(wide)} a whole experiment and {_read(single)} "
+            "single runs; give them to two commands"
         )
     if wide and expid:
         raise UserError(
-            f"--expid {expid}: {', '.join(wide)} read all runs of the experiment; leave --expid out"
+            f"--expid {expid}: {_read(wide)} all runs of the experiment; leave --expid out"
         )
     return "experiment" if wide else "run"
+
+
+def _read(names: Sequence[str]) -> str:
+    """Some metrics, and the verb that follows them."""
+    return f"{', '.join(names)} {'read' if len(names) > 1 else 'reads'}"

@@ -154,12 +154,13 @@ def _parted(cache: Path) -> list[str]:
         if file.attrs["kind"] != "linearized":
             return []
         moved, apart = file["empirical/outputs"][:, 0], file["weights/outputs"][()]
-        left = file["steps"][()][apart > _PARTED * moved]
-        run, part = cache.parent.parent.name, f"{_PARTED:.0%} of the outputs' change"
+        left = file["steps"][()][(apart > _PARTED * moved) & (moved > 0)]
+        run, part = cache.parent.parent.name, f"{_PARTED:.0%} of their change"
+        told = f"linearized: {run}: outputs differ from the linear model's by"
         if not len(left):
-            return [f"linearized: {run} stays within {part} of the linear model"]
-        last = f"{apart[-1] / moved[-1]:.0%} at the last step"
-        return [f"linearized: {run} leaves the linear model by {part} at step {left[0]}; {last}"]
+            return [f"{told} less than {part}"]
+        last = f"by {apart[-1] / moved[-1]:.0%} at the last step"
+        return [f"{told} more than {part}, first at step {left[0]}; {last}"]
 
 
 def _justified(column: int, cell: str, width: int) -> str:

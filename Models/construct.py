@@ -73,7 +73,7 @@ def _users_options(config: ModelConfig) -> dict[str, int]:
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "width" not in parameters and not takes_all:
         raise UserError(
-            f"--model {config.model}: the function has no argument width, which --width "
-            f"{width} is handed to; let it accept one"
+            f"--model {config.model}: the function has no argument width, which --width is handed "
+            "to; let it accept one"
         )
     return {"width": width}

@@ -258,9 +258,11 @@ class Keeper:
         """Tell the user what begins."""
         total, size = state.schedule.total, state.schedule.phases[0].batch_size
         if new:
-            laws = len(state.observer.laws)
-            what = f"{laws} laws, {total} steps of {size} examples"
-            self.log.info("%s on %s: %s", self._config.model, state.backend, what)
+            steps = f"{total} step{'s' * (total != 1)} of {size} examples"
+            name, laws = self._config.model, f"{len(state.observer.laws)} laws, "
+            if self._config.is_infinite:  # which has no weights to have laws of
+                name, laws = f"{name} of infinite width", ""
+            self.log.info("%s on %s: %s%s", name, state.backend, laws, steps)
         elif state.step == total:
             self.log.info("step %d/%d is done already; --overwrite starts anew", total, total)
         else:

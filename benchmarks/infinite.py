@@ -185,7 +185,7 @@ def _status(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def from_pixels(n: int = 1000, threads: int = 2) -> Row:
+def from_pixels(n: int = 1000, threads: int = 1) -> Row:
     """From raw pixels of n training and n test images of CIFAR's shape to predictions.
 
     Three hidden layers, ReLU, gradient flow on squared error to convergence. The first call of a

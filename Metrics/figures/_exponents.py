@@ -75,7 +75,7 @@ def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
         cell.main.set_title(f"{name}, step {fits[0].step}", loc="left")
         cell.main.legend(
             handles,
-            [style.plain(fit.label(), options.use_tex) for fit in fits],
+            [style.plain(_label(fit, fits), options.use_tex) for fit in fits],
             loc="upper left",
             bbox_to_anchor=(1.02, 1.02),
             frameon=False,
@@ -95,6 +95,11 @@ def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
             labels.append(label)
     add_header(figure, cache.title, (kinds, labels), options)
     return figure
+
+
+def _label(fit: FittedExponent, fits: Sequence[FittedExponent]) -> str:
+    """A fit's label; the network's is named where there are layers beside it."""
+    return f"network {fit.label()}" if len(fits) > 1 and not fit.layer else fit.label()
 
 
 def _selected(fits: Sequence[FittedExponent], options: Options) -> list[FittedExponent]:
@@ -198,7 +203,10 @@ def draw_forest(cache: ExperimentCache, options: Options) -> Figure:
             cell.main.set_title(style.plain(group, options.use_tex), loc="left")
         cell.main.set_xlabel("exponent of the width", labelpad=2)
         cell.main.set_ylim(len(rows) - 0.4, -0.6)
-        names = [style.plain(f"{quantity}  {layer}", options.use_tex) for quantity, layer in rows]
+        names = [
+            style.plain(f"{quantity}  {layer}".rstrip(), options.use_tex)
+            for quantity, layer in rows
+        ]
         cell.main.set_yticks(range(len(rows)), names if cell.leftmost else [])
     add_header(figure, f"{cache.title}: exponents", _verdict_legend(cache), options)
     return figure
@@ -239,7 +247,8 @@ def _draw_exponents(
 
 
 def _verdict_legend(cache: ExperimentCache) -> tuple[list[Any], list[str]]:
-    verdicts = [v for v in _COLOURS if any(f.verdict == v for f in cache.fits)]
+    drawn = {f.verdict for quantity in quantities_of(cache) for f in cache.newest(*quantity)}
+    verdicts = [v for v in _COLOURS if v in drawn]
     handles: list[Any] = [
         Line2D([], [], color=_COLOURS[v], marker="o", markersize=3, linewidth=1.4) for v in verdicts
     ]

@@ -96,10 +96,10 @@ def add_title(cell: Cell, panel: Panel, notes: bool, options: Options) -> None:
         write_across(cell, panel.note, options)
 
 
-def add_note(cell: Cell, note: str, options: Options) -> None:
-    """A line of small text between a panel and its title."""
+def add_note(cell: Cell, note: str, options: Options, to_the_left: bool = False) -> None:
+    """A line of small text between a panel and its title, from its left or to its right end."""
     text = style.plain(style.shorten(note, cell.width), options.use_tex)
-    _write_above(cell.main, text, 0, _ON_AXES + _LINE_POINTS)
+    _write_above(cell.main, text, int(to_the_left), _ON_AXES + _LINE_POINTS)
 
 
 def label_axes(

@@ -19,10 +19,13 @@ from Metrics.figures._plots import (
     draw_plots,
     early_to_late,
     layer_legend,
+    of_network,
 )
 
 _PICTURES = 3
 _TIMES = 5  # spectra in a panel
+_LAYERS = 8  # with a number beside the image of their similarities
+_TICK_DISTANCE = 0.085  # of the height of an image, between names of classes
 _RANKS = {
     "effective rank": "entropy",
     "participation ratio": "participation",
@@ -39,51 +42,76 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
     shown = [k[np.ix_(order, order)] * len(k) / np.trace(k) for k in kernels]
     limits = (min(float(k.min()) for k in shown), float(np.percentile(shown, 99)))
     steps = [int(cache.at.step[t]) for t in spread(len(cache.at.step), _PICTURES)]
+    classes = _class_ticks(whole.beside["class"][0][order])
+    label = "class of example" if classes else "example"
     images: list[Plot | Image] = [
-        Image(f"step {step}", k, limits, "example, by class" if i == 0 else "")
+        Image(f"Θ / mean diagonal, step {step}", k, limits, label if i == 0 else "", classes)
         for i, (step, k) in enumerate(zip(steps, shown, strict=True))
     ]
-    beside = whole.beside
-    change = [
-        Line(beside["change"], "|ΔΘ| / |Θ|"),
-        Line(beside["distance"][0], "1 − cosine"),
-        Line(1 - beside["cka"][0], "1 − CKA"),
-    ]
+    beside, times = whole.beside, spread(len(cache.at.step), _PICTURES)
+    some = {float(t): f"{int(cache.at.step[t])}" for t in times}
+    change = {
+        "|ΔΘ| / |Θ|": beside["change"].copy(),
+        "1 − cosine": beside["distance"][0].copy(),
+        "1 − CKA": 1 - beside["cka"][0],
+    }
+    apart = 0.0, float(np.nanmax(beside["distance"], initial=0.0)) or 1.0
     still = "" if beside["change"].any() else "the kernel does not move"
-    angles = np.degrees(beside["angle"])
-    turned = [Line(angles[:, 0], "largest"), Line(np.median(angles, 1), "median")]
+    for curve in change.values():
+        curve[beside["change"] == 0] = 0  # instead of rounding, where it is the first kernel
     plots = [
         *images,
-        Image("distance of checkpoints", beside["distance"], None, "checkpoint"),
-        Plot("change since the first", change, logarithmic=True),
-        Plot("velocity (distance per step)", [Line(beside["velocity"])], logarithmic=True),
+        Image("1 − cosine between steps", beside["distance"], apart, "step", some),
+        Plot("change since the first step", of_network(change), logarithmic=True, room=0.5),
+        Plot("velocity (1 − cosine, per step)", of_network({"": beside["velocity"]}), True),
         Plot("trace / examples", by_layer(layers, "empirical", colours_of(layers)), True),
-        Plot("top eigenspace, angles (°)", turned),
+        _angles(np.degrees(beside["angle"])),
     ]
     return draw_plots(cache, plots, options, still, layer_legend(layers, options))
+
+
+def _class_ticks(classes: Array) -> dict[float, str]:
+    """Where each class is among sorted ones, with its name, if that is not too near another's."""
+    found = {float(np.flatnonzero(classes == c).mean()): f"{int(c)}" for c in np.unique(classes)}
+    if len(found) == 1:  # of a regression
+        return {}
+    ticks: dict[float, str] = {}
+    for place, name in found.items():
+        if not ticks or place - max(ticks) > _TICK_DISTANCE * len(classes):
+            ticks[place] = name
+    return ticks
+
+
+def _angles(angles: Array) -> Plot:
+    """Of angles [T, k] the largest and the median; rounding is not spread over the panel."""
+    curves = {"largest": angles[:, 0], "median": np.median(angles, axis=1)}
+    shown = of_network(curves if angles.shape[1] > 1 else {"": angles[:, 0]})
+    highest = max(float(np.nanmax(angles, initial=0.0)), 1.0)
+    return Plot("top eigenspace, angles (°)", shown, limits=(-0.03 * highest, 1.05 * highest))
 
 
 def draw_spectrum(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:
     """Eigenvalues over their rank at a few steps, what sums them up, and learning rates."""
     whole, centred = _whole(cache), _named(cache, "centred")
-    rates = [Line(whole.beside["lr"], "run", style.MEASURED)]
+    rates = [Line(whole.beside["lr"], "of the run", style.MEASURED)]
     if np.isfinite(whole.beside["largest lr"]).any():
         rates.append(Line(whole.beside["largest lr"], "largest stable", style.EXACT))
-    plots = [
-        _eigenvalues("eigenvalues by rank", whole.measured, cache),
-        _eigenvalues("by rank, centred", centred.measured, cache),
-        Plot("learning rate", rates, logarithmic=True),
-        Plot("effective ranks", _ranks(whole), logarithmic=True, room=0.5),
-        Plot("effective ranks, centred", _ranks(centred), logarithmic=True, room=0.5),
-        Plot(
-            "condition number",
-            [Line(x.beside["condition number"], n) for x, n in ((whole, "Θ"), (centred, "HΘH"))],
-            logarithmic=True,
-        ),
+    conditions = [
+        Line(x.beside["condition number"], n) for x, n in ((whole, "Θ"), (centred, "centred"))
     ]
-    return draw_plots(
-        cache, plots, options, f"largest learning rate: {whole.note}" * bool(whole.note)
-    )
+    note = f"largest stable: {whole.note}" * bool(whole.note)
+    spectra = {"eigenvalues": whole, "eigenvalues, centred": centred}
+    plots = [
+        *(_eigenvalues(title, of.measured, cache) for title, of in spectra.items() if of.units),
+        Plot("learning rate", rates, logarithmic=True, room=0.35, note=note),
+        *(
+            Plot(f"effective ranks{of}", _ranks(x), logarithmic=True, room=0.5)
+            for of, x in (("", whole), (", centred", centred))
+            if x.units
+        ),
+        Plot("condition number", conditions, logarithmic=True, room=0.35),
+    ]
+    return draw_plots(cache, plots, options)
 
 
 def _eigenvalues(title: str, values: Array, cache: Cache) -> Plot:
@@ -98,7 +126,7 @@ def _eigenvalues(title: str, values: Array, cache: Cache) -> Plot:
         )
         for t, colour in zip(chosen, early_to_late(len(chosen)), strict=True)
     ]
-    return Plot(title, lines, logarithmic=True, over_ranks=True)
+    return Plot(title, lines, logarithmic=True, over="rank")
 
 
 def _ranks(layer: Layer) -> list[Line]:
@@ -109,28 +137,32 @@ def draw_alignment(cache: Cache, layers: Sequence[Layer], options: Options) -> F
     """Alignment beside norm and loss; by layer and class; similarity in time and of layers."""
     whole = _whole(cache)
     parts = [layer for layer in layers if layer.name != WHOLE]
-    silent = [
-        Line(_over_most(values), label)
-        for values, label in (
-            (whole.beside["centred"], "alignment"),
-            (whole.beside["norm"], "|Θ|"),
-            (whole.beside["loss"], "loss"),
-        )
-    ]
-    classes = whole.beside["class"].T
+    silent = {"alignment": "centred", "|Θ|": "norm", "loss": "loss"}
+    over_most = {label: _over_most(whole.beside[curve]) for label, curve in silent.items()}
     colours = colours_of(layers)
     plots: list[Plot | Image] = [
-        Plot("silent alignment (over maxima)", silent),
+        Plot("silent alignment (over maxima)", of_network(over_most), room=0.5),
         Plot("centred alignment", by_layer(layers, "centred", colours)),
         Plot("alignment", by_layer(layers, "empirical", colours)),
-        Plot("of classes, centred", [Line(c, look=style.THIN) for c in classes]),
+        *_of_classes(whole.beside["class"]),
         Plot("CKA with the reference", by_layer(layers, "cka", colours)),
     ]
     if len(parts) > 1:
-        names = [str(i + 1) for i in range(whole.beside["layers"].shape[1])]
         last = whole.beside["layers"][-1]
-        plots.append(Image("CKA of layers, last step", last, None, "layer", names))
+        some = {float(i): f"{i + 1}" for i in spread(len(last), _LAYERS)}
+        plots.append(Image("CKA of layers, last step", last, None, "layer", some))
     return draw_plots(cache, plots, options, legend=layer_legend(layers, options))
+
+
+def _of_classes(alignments: Array) -> list[Plot]:
+    """A line for each class of [T, C], the first and the last one with their names."""
+    count = alignments.shape[1]
+    if count == 1:
+        return []
+    looks = [{**style.THIN, "color": c} for c in early_to_late(count)]
+    names = [f"class {i}" * (i in (0, count - 1)) for i in range(count)]
+    lines = [Line(*each) for each in zip(alignments.T, names, looks, strict=True)]
+    return [Plot("centred alignment of classes", lines, room=0.4)]
 
 
 def _over_most(values: Array) -> Array:

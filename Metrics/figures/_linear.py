@@ -1,6 +1,7 @@
 """A network beside its linearisation: errors of modes, losses and outputs, and relative changes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from Metrics.figures._plots import (
     colours_of,
     draw_plots,
     layer_legend,
+    of_network,
 )
 
 _MODES = 6  # in a panel
@@ -40,17 +42,15 @@ def draw_modes(cache: Cache, layers: Sequence[Layer], options: Options) -> Figur
         )
     ]
     colours = style.colours(len(chosen))
-    powers = [
-        Line(layer.beside["target"][-1], label, style.THIN, np.arange(1.0, layer.units + 1))
-        for layer, label in ((reference, "reference"), (now, "last step"))
-    ]
+    targets = {"reference": reference.beside["target"][-1], "last step": now.beside["target"][-1]}
+    powers = [replace(line, x=np.arange(1.0, len(line.values) + 1)) for line in of_network(targets)]
     plots = [
         Plot("along the reference's modes", _modes(reference, chosen, colours), logarithmic=True),
         Plot("along the modes of the step", _modes(now, chosen, colours), logarithmic=True),
-        Plot("targets within k modes", powers, over_ranks=True, limits=(0.0, 1.05)),
+        Plot("part of the targets within modes", powers, over="modes", limits=(0.0, 1.05)),
     ]
-    handles = [Line2D([], [], color=colours[i], **style.MEASURED) for i in (0, -1)]
-    labels = ["mode 1", f"mode {chosen[-1] + 1}"]
+    handles = [Line2D([], [], color=colour, **style.MEASURED) for colour in colours]
+    labels = [f"mode {i + 1}" for i in chosen]
     if np.isfinite(reference.beside["theoretical"]).any():
         handles.append(Line2D([], [], **style.EXACT))
         labels.append("linear model")
@@ -62,7 +62,9 @@ def _modes(layer: Layer, chosen: Sequence[int], colours: Sequence[object]) -> li
     lines = [Line(layer.measured[:, i], "", {**style.THIN, "color": c}) for i, c in pairs]
     predicted = layer.beside.get("theoretical")
     if predicted is not None:
-        lines += [Line(predicted[:, i], "", style.EXACT, frames=False) for i, _ in pairs]
+        for i, colour in pairs:
+            look = style.EXACT | {"color": style.darker(colour)}
+            lines.append(Line(predicted[:, i], "", look, frames=False))
     return lines
 
 
@@ -76,7 +78,7 @@ def draw_linearized(cache: Cache, layers: Sequence[Layer], options: Options) -> 
     ]
     outputs = of["outputs"]
     gaps = [Line(outputs.measured[:, 0], "", style.MEASURED), *_ways(outputs)]
-    plots.append(Plot("change of outputs; RMSE", gaps, logarithmic=True))
+    plots.append(Plot("outputs: change, and errors", gaps, logarithmic=True))
     known = [way for way in _WAYS if np.isfinite(outputs.beside[way]).any()]
     looks = [style.MEASURED | {"color": style.colours(1)[0]}, *(_WAYS[way][1] for way in known)]
     handles = [Line2D([], [], **look) for look in looks]
@@ -98,11 +100,13 @@ def draw_lazy(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure
     colours = colours_of(layers)
     whole = next(layer for layer in cache.layers if layer.name == WHOLE)
     labels = {"gap": "nonlinear part of outputs", "patterns": "rectifiers that switched"}
-    rest = [Line(whole.beside[c], label) for c, label in labels.items() if c in whole.beside]
+    rest = {label: whole.beside[c] for c, label in labels.items() if c in whole.beside}
     plots = [
-        Plot("weights", by_layer(layers, "empirical", colours), logarithmic=True),
-        Plot("tangent kernel", by_layer(layers, "kernel", colours), logarithmic=True),
+        Plot("weights, relative change", by_layer(layers, "empirical", colours), logarithmic=True),
+        Plot(
+            "tangent kernel, relative change", by_layer(layers, "kernel", colours), logarithmic=True
+        ),
         Plot("features, 1 − CKA", by_layer(layers, "features", colours), logarithmic=True),
-        Plot("of the network", rest, logarithmic=True),
+        Plot("parts of the whole", of_network(rest), logarithmic=True, room=0.2),
     ]
     return draw_plots(cache, plots, options, legend=layer_legend(layers, options))

@@ -20,7 +20,7 @@ from Metrics.figures._frame import (
     header_height,
     label_axes,
 )
-from Metrics.figures._layout import Cell, grid
+from Metrics.figures._layout import PAGE_WIDTH, Cell, grid
 from Metrics.figures._options import Options
 from Metrics.figures._panels import Curve, Panel, spread, x_values
 
@@ -28,8 +28,9 @@ WHOLE = "network"
 """The layer whose curves are of the whole network."""
 
 _MARGIN = 1.4  # of logarithmic axes
-_NAMED = 5  # layers in the legend
-_NAME_WIDTH = 0.8  # inches
+_IN_A_ROW = 3  # of figures that have notes
+_NAME_WIDTH = 0.8  # inches, of a layer's name in the legend
+_KEY = 0.42  # inches, of its line and the space around
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,19 @@ class Plot:
         lines: its curves.
         logarithmic: whether the vertical axis is, and hides what is not positive; not if nothing
             is.
-        over_ranks: whether the horizontal axis is a rank, and logarithmic, instead of time.
+        over: what the horizontal axis counts, logarithmically from 1 on; the steps if empty.
         limits: of the vertical axis, if they are not those of the values.
         room: for the key above the curves, relative to their height.
+        note: below the title, and towards the left where it is longer than the panel.
     """
 
     title: str
     lines: Sequence[Line]
     logarithmic: bool = False
-    over_ranks: bool = False
+    over: str = ""
     limits: tuple[float, float] | None = None
     room: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ class Image:
         values: [n, m].
         limits: of the colours; those of the values if not given.
         label: of both axes.
-        ticks: names of rows and columns; none if empty.
+        ticks: names of rows and columns, and which these are.
     """
 
     title: str
     values: Array
     limits: tuple[float, float] | None = None
     label: str = ""
-    ticks: Sequence[str] = ()
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
 
 def draw_plots(
@@ -109,16 +112,33 @@ def draw_plots(
         legend: of what all panels share.
     """
     keyed = replace(options, legend=options.legend and legend is not None)
-    figure, cells = grid(len(plots), False, header_height(len(plots), keyed), bool(note))
-    for cell, plot in zip(cells, plots, strict=True):
+    above = _rows_with_notes(plots, bool(note))
+    figure, cells = grid(len(plots), False, header_height(len(plots), keyed), bool(above))
+    for i, (cell, plot) in enumerate(zip(cells, plots, strict=True)):
         draw: Callable[..., None] = _draw_image if isinstance(plot, Image) else _draw_lines
-        draw(cell, plot, cache, options, bool(note))
+        draw(cell, plot, cache, options, i // _IN_A_ROW in above)
     if note:
-        right = cells[min(3, len(cells)) - 1].main.get_position().x1
-        across = (right - cells[0].main.get_position().x0) * figure.get_figwidth()
-        add_note(replace(cells[0], width=across), note, options)
+        right = cells[min(_IN_A_ROW, len(cells)) - 1]
+        add_note(replace(cells[0], width=_across(figure, cells[0], right)), note, options)
+    for cell, plot in zip(cells, plots, strict=True):
+        if isinstance(plot, Plot) and plot.note:
+            is_long = style.width(plot.note) > cell.width
+            wide = replace(cell, width=_across(figure, cells[0], cell)) if is_long else cell
+            add_note(wide, plot.note, options, to_the_left=is_long)
     add_header(figure, cache.title, legend, options)
     return figure
+
+
+def _rows_with_notes(plots: Sequence[Plot | Image], first: bool) -> set[int]:
+    """Rows of panels above which something is noted, the first one in any case if asked for."""
+    own = (i for i, plot in enumerate(plots) if isinstance(plot, Plot) and plot.note)
+    return ({0} if first else set()) | {i // _IN_A_ROW for i in own}
+
+
+def _across(figure: Figure, first: Cell, last: Cell) -> float:
+    """From the left of one panel to the right of another, in inches."""
+    parts = last.main.get_position().x1 - first.main.get_position().x0
+    return float(parts * figure.get_figwidth())
 
 
 def _draw_lines(cell: Cell, plot: Plot, cache: Cache, options: Options, note: bool) -> None:
@@ -129,15 +149,15 @@ def _draw_lines(cell: Cell, plot: Plot, cache: Cache, options: Options, note: bo
         x = x_values(cache.at, options) if line.x is None else line.x
         hidden = ~np.isfinite(line.values) | (logarithmic & (line.values <= 0))
         values = np.where(hidden, np.nan, line.values)
-        axes.plot(x, values, label=line.label or None, **{"color": colour, **line.look})
+        label = style.plain(line.label, options.use_tex) or None
+        axes.plot(x, values, label=label, **{"color": colour, **line.look})
         curves.append(Curve(x, values))
         framed += [values] if line.frames else []
     panel = Panel.without_theory(plot.title, "", curves)
     label_axes(Cell(axes, None, cell.width, False, cell.at_bottom), panel, "", options)
-    if plot.over_ranks:
-        axes.set_xscale("log")
-        axes.set_xlim(min(c.x.min() for c in curves) / 1.1, max(c.x.max() for c in curves) * 1.1)
-        axes.set_xlabel("")
+    if plot.over:
+        style.rank_ticks(axes, max(float(c.x.max()) for c in curves))
+        axes.set_xlabel(plot.over, labelpad=2)
     _value_axis(axes, np.concatenate(framed), plot)
     if options.legend and any(line.label for line in plot.lines):
         axes.legend(
@@ -160,12 +180,16 @@ def _value_axis(axes: Axes, values: Array, plot: Plot) -> None:
         low, high = positive.min() / _MARGIN, positive.max() * _MARGIN
         style.log_ticks(axes, low, high * (high / low) ** plot.room)
     else:
-        style.linear_ticks(axes, known if known.size else np.zeros(1))
+        known = known if known.size else np.zeros(1)
+        highest = known.max() + plot.room * np.ptp(known)
+        style.linear_ticks(axes, np.append(known, highest))
 
 
 def _draw_image(cell: Cell, image: Image, cache: Cache, options: Options, note: bool) -> None:
     axes = cell.main
-    low, high = image.limits or (float(np.nanmin(image.values)), float(np.nanmax(image.values)))
+    known = image.values[np.isfinite(image.values)]
+    own = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    low, high = image.limits or own
     picture = axes.imshow(
         image.values, cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
     )
@@ -173,8 +197,8 @@ def _draw_image(cell: Cell, image: Image, cache: Cache, options: Options, note: 
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(picture, cax=axes.inset_axes((1.05, 0, 0.06, 1)))
-    axes.set_xticks(range(len(image.ticks)), image.ticks)
-    axes.set_yticks(range(len(image.ticks)), image.ticks)
+    axes.set_xticks(list(image.ticks), list(image.ticks.values()))
+    axes.set_yticks(list(image.ticks), list(image.ticks.values()))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     if image.label:
@@ -199,14 +223,21 @@ def colours_of(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def layer_legend(layers: Sequence[Layer], options: Options) -> Legend:
-    """The colours of some layers, with their names."""
+    """The colours of the layers with their names, of as many as a line holds."""
     colours = colours_of(layers)
-    chosen = [layers[i].name for i in spread(len(layers), _NAMED)]
+    short = {x.name: style.shorten(x.name, _NAME_WIDTH, style.SMALL_SIZE) for x in layers}
+    for count in range(len(layers), 0, -1):
+        chosen = [layers[i].name for i in spread(len(layers), count)]
+        if sum(style.width(short[name]) + _KEY for name in chosen) <= PAGE_WIDTH:
+            break
     handles = [Line2D([], [], color=colours[name], **style.MEASURED) for name in chosen]
-    labels = [
-        style.layer_title(name, _NAME_WIDTH, style.SMALL_SIZE, options.use_tex) for name in chosen
-    ]
-    return handles, labels
+    return handles, [style.plain(short[name], options.use_tex) for name in chosen]
+
+
+def of_network(curves: Mapping[str, Array]) -> list[Line]:
+    """Lines of the whole network by their labels, whose colours are not those of layers."""
+    looks = ({**style.THIN, "color": shade} for shade in style.SHADES)
+    return [Line(v, name, look) for (name, v), look in zip(curves.items(), looks, strict=False)]
 
 
 def early_to_late(count: int) -> list[Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from Metrics.figures._cache import Array
 from Utils.errors import UserError
@@ -23,6 +24,9 @@ _FAR_APART = 30.0
 
 # Okabe and Ito's colours without black (the predictions') and yellow (too pale on white).
 _FEW = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+SHADES = ("k", "0.5", "0.75")
+"""Of curves that are all of the whole network, beside others whose colours are those of layers."""
 
 KINDS = {"diagonal": "#0072B2", "off-diagonal": "#E69F00"}
 """Colours of curves that differ in kind."""
@@ -73,6 +77,15 @@ _TEX_SPECIAL = {character: "\\" + character for character in "_#%&{}$"} | {
     "·": r"$\cdot$",
     "≤": r"$\le$",
     "≥": r"$\ge$",
+    "′": "$'$",
+    "²": "$^2$",
+    "°": r"$^\circ$",
+    "₀": "$_0$",
+    "×": r"$\times$",
+    "∞": r"$\infty$",
+    "θ": r"$\theta$",
+    "Θ": r"$\Theta$",
+    "Δ": r"$\Delta$",
     "ε": r"$\varepsilon$",
     "λ": r"$\lambda$",
     "β": r"$\beta$",
@@ -142,6 +155,31 @@ def colours(count: int) -> list[Any]:
     return list(0.75 * ordered + 0.25)  # paler, so that black dashes are seen on all of them
 
 
+def darker(colour: Any) -> tuple[float, float, float]:
+    """A colour for dashes on curves of ``colour``, which tells to which of them they belong."""
+    red, green, blue = (0.45 * part for part in to_rgb(colour))
+    return red, green, blue
+
+
+def number(value: float) -> str:
+    """A number as markup, as a power of ten where it has many zeros."""
+    if not value or 1e-3 <= abs(value) < 1e5:
+        return f"{value:g}"
+    digits, power = f"{value:e}".split("e")
+    factor = f"{float(digits):g}"
+    return "$" + rf"{factor}\cdot" * (factor != "1") + f"10^{{{int(power)}}}$"
+
+
+def rank_ticks(axes: Axes, highest: float) -> None:
+    """A logarithmic horizontal axis from 1 on, with whole numbers."""
+    axes.set_xscale("log")
+    axes.set_xlim(1 / 1.1, max(highest, 2.0) * 1.1)
+    few = highest < 20
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def linear_ticks(axes: Axes, values: Array, most: int = 5) -> None:
     """Limits that show ``values``, and few ticks, ``most`` intervals between them.
 
@@ -178,7 +216,7 @@ def log_ticks(axes: Axes, low: float, high: float) -> None:
     axes.set_yscale("log")
     if narrow:
         axes.yaxis.set_major_locator(round_numbers)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     else:
         axes.yaxis.set_major_locator(LogLocator(numticks=4))
     axes.yaxis.set_minor_locator(NullLocator())

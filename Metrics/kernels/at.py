@@ -23,14 +23,14 @@ from Data.batches import probe_batch
 from Metrics.config import CacheConfig
 from Metrics.features import StepFeatures, step_features
 from Metrics.kernels.measures import Floats, traced
+from Metrics.kernels.reference import reference_step
 from Metrics.model_at import ModelAt
 from Metrics.tangent.schedule import available_memory
 from Models.symmetry import Laws
+from Utils.amounts import bytes_text, seconds_text
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
 from Utils.storage import open_hdf5
-
-_GB = 1e9
 
 PLAIN, WEIGHTED = "sum of J_p J_p^T", "sum of s_p J_p J_p^T, s_p the factors of learning rates"
 """What caches say of kernels."""
@@ -198,21 +198,24 @@ class KernelAt(ABC):
         Raises:
             UserError: that step has no features.
         """
-        with self.reference_features() as features:
+        with self.features_of(self.reference_step) as features:
             return self.state(features) if self._now_is(features) else self._compute(features)
 
     def _now_is(self, features: StepFeatures) -> bool:
         return self._now is not None and self._now[0] == features.source
 
+    @property
+    def reference_step(self) -> int:
+        """``--reference``; raises ``UserError`` if that step has no features."""
+        return reference_step(self.run, self._config.reference)
+
+    def unsettled(self, step: int) -> list[str]:
+        """A line that says so if running statistics at a step are not yet those of the data."""
+        return []
+
     @contextmanager
-    def reference_features(self) -> Iterator[StepFeatures]:
-        """The features of the step ``--reference``; raises ``UserError`` if there are none."""
-        step = self._config.reference
-        if step not in self.run.feature_steps():
-            raise UserError(
-                f"--reference {step}: {self.run.path} has no features of that step; choose one "
-                "that has, or run extract.py for this run first"
-            )
+    def features_of(self, step: int) -> Iterator[StepFeatures]:
+        """The features of a step that has some."""
         with step_features(self.run.fetch(self.run.features(step)), self._laws) as features:
             yield features
 
@@ -227,12 +230,12 @@ class KernelAt(ABC):
         Raises:
             UserError: there is less.
         """
-        cost, free = f"about {seconds:.2g} s and {needed / _GB:.2g} GB", self._free
+        cost, free = f"about {seconds_text(seconds)} and {bytes_text(needed)}", self._free
         if needed > free:
             advice = "--kernel traced or " * (self._config.kernel == "full") + "fewer --examples"
             if self._config.kernel_on == "probe":
                 advice += " (with --kernel-on train)"
-            raise UserError(f"{what}: {cost}, of {free / _GB:.2g} GB free; use {advice}")
+            raise UserError(f"{what}: {cost}, of {bytes_text(free)} free; use {advice}")
         return f"{what}: {cost}"
 
     def _stored(self, steps: int) -> int:

@@ -11,10 +11,12 @@ from Metrics.features import StepFeatures
 from Metrics.kernels.activity import Activity, activity
 from Metrics.kernels.at import PLAIN, Kernel, KernelAt, State, as_floats
 from Metrics.kernels.measures import traced
+from Metrics.kernels.reference import unsettled
 from Metrics.model_at import INSTEAD, load_weights
 from Metrics.tangent import forecast, tangent_kernel
 from Metrics.tangent.network import Network
 from Training.rebuild import rebuild_model
+from Utils.errors import Unreadable
 
 
 class EmpiricalKernelAt(KernelAt):
@@ -54,8 +56,16 @@ class EmpiricalKernelAt(KernelAt):
     def forecast(self, steps: int) -> str:
         inputs, form = self.batch[0], self._config.kernel
         one = forecast(self.model, inputs, form=form, per_layer=True)
-        what = f"{form} tangent kernels of {len(inputs)} examples, {steps} checkpoints"
+        examples = f"{len(inputs)} example{'s' * (len(inputs) > 1)}"
+        what = f"{form} tangent kernels of {examples}, {steps} checkpoint{'s' * (steps > 1)}"
         return self.within_memory(what, steps * one.seconds, one.bytes_ + self._stored(steps))
+
+    def unsettled(self, step: int) -> list[str]:
+        try:
+            with self.features_of(step) as features:
+                return unsettled(self.model, features.model_state(), step, self.feature_steps())
+        except Unreadable:
+            return []  # which is told when its turn comes
 
     def _compute(self, features: StepFeatures) -> State:
         model, inputs = self.load(features), self.batch[0]

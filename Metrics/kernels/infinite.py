@@ -139,7 +139,7 @@ class InfiniteLinear(Linear):
 
     def _follow(self, way: str, steps: list[int]) -> Outputs:
         start = self._kernel_at.reference
-        with self._kernel_at.reference_features() as features:
+        with self._kernel_at.features_of(self._kernel_at.reference_step) as features:
             dual = features.parameter("dual").double()
         kernel, targets = kernel_part(self._kernel_at.run, "train"), self._wanted(
             self._examples.targets

@@ -101,7 +101,7 @@ class LinearNetwork(Linear):
         examples = len(self._sample[0])
         batch = self._model_at.schedule.phases[0].batch_size
         differences = [f"from {examples} of {all_} training examples"] if examples < all_ else []
-        differences += [f"full batches for those of {batch}"] if batch < all_ else []
+        differences += [f"full batches instead of {batch}"] if batch < all_ else []
         differences += ["one kernel for all outputs"] if self._traces else []
         differences += ["unclipped"] if training.clip_norm and not self._clips else []
         return ", ".join(differences)
@@ -152,11 +152,15 @@ class LinearNetwork(Linear):
     @cached_property
     def _beginning(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """f_0 and Jθ_0, [n, C] of the sample and [N, C] of the metrics' examples."""
+        assert not isinstance(self._rules, str)
         model = self._at.restored(self._at.reference)
         inputs = self._sample[0], self._at.batch[0]
         with torch.no_grad():
             f, f_there = (model(x).double().cpu() for x in inputs)
-        z, z_there = (self._linearized.radial(x).double().cpu() for x in inputs)
+        if any(rule.wd for rule in self._rules):
+            z, z_there = (self._linearized.radial(x).double().cpu() for x in inputs)
+        else:  # nothing pulls along it, and a network that lacks the derivative can be predicted
+            z, z_there = torch.zeros_like(f), torch.zeros_like(f_there)
         return f, z, f_there, z_there
 
     def _weights(self, steps: list[int]) -> Outputs:

@@ -118,8 +118,8 @@ def participation_ratio(values: Floats) -> float:
 
 
 def stable_rank(values: Floats) -> float:
-    """Σλ / λ_max: of any J with Θ = JJᵀ, |J|_F² / |J|²."""
-    largest = float(values.max())
+    """Σλ / λ_max: of any J with Θ = JJᵀ, |J|_F² / |J|²; NaN of none."""
+    largest = float(values.max(initial=0.0))
     return float(values.sum()) / largest if largest else float("nan")
 
 
@@ -127,9 +127,11 @@ def condition_number(values: Floats, precision: float) -> float:
     """λ_max / λ_min, infinite where λ_min is not above the rounding of its matrix.
 
     Args:
-        values: [n] eigenvalues.
+        values: [n] eigenvalues; NaN if n = 0.
         precision: machine epsilon of the number format in which the kernel was computed.
     """
+    if not len(values):
+        return float("nan")
     smallest, largest = float(values.min()), float(values.max())
     return largest / smallest if smallest > len(values) * precision * largest else np.inf
 

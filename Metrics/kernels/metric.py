@@ -34,7 +34,13 @@ class KernelMetric(Curves):
 
     def forecast(self, steps: int) -> list[str]:
         """What so many checkpoints will take; raises ``UserError`` if it does not fit."""
-        return [self.context.kernel_at.forecast(steps)]
+        at = self.context.kernel_at
+        return [*at.unsettled(self.begins), at.forecast(steps)]
+
+    @property
+    def begins(self) -> int:
+        """The step with which others are compared."""
+        return self.context.kernel_at.feature_steps()[0]
 
     def state(self, features: StepFeatures) -> State:
         """The network and its kernel at a step."""
@@ -47,6 +53,11 @@ class Compared(KernelMetric):
     @property
     def settings(self) -> Mapping[str, int | str]:
         return {**super().settings, "reference": self.context.config.reference}
+
+    @property
+    def begins(self) -> int:
+        """``--reference``; raises ``UserError`` if it has no features."""
+        return self.context.kernel_at.reference_step
 
     @property
     def reference(self) -> State:

@@ -18,7 +18,7 @@ from Metrics.tangent.jacobian import rows_at_once
 from Metrics.tangent.network import Network, look_at
 from Metrics.tangent.passes import record
 from Metrics.tangent.plan import Plan, make_plan
-from Metrics.tangent.routes import Form, Route, choose
+from Metrics.tangent.routes import Form, Route, check_choice, choose
 from Metrics.tangent.schedule import blocks, default_memory, make_schedule, passed
 
 _FORWARD, _BACKWARD = 4, 8
@@ -95,6 +95,7 @@ def forecast(
     Raises:
         UserError: as the kernel itself, except for want of memory.
     """
+    check_choice("form", form, Form)
     network = look_at(model, inputs)
     columns = None if others is None else len(others)
     plan = make_plan(network, inputs, columns, form == "traced", count=True)

@@ -14,6 +14,7 @@ from Metrics.tangent.contraction import accumulating
 from Metrics.tangent.kernel import tangent_kernel
 from Metrics.tangent.network import Network, look_at
 from Metrics.tangent.products import Pushed
+from Metrics.tangent.routes import check_choice
 from Utils.errors import UserError
 from Utils.seeds import generator
 
@@ -67,8 +68,9 @@ def estimate(
         seed: of the random choices.
 
     Raises:
-        UserError: as the exact kernel; or too few samples, or more than logits.
+        UserError: as the exact kernel; or an unknown method, too few samples, or more than logits.
     """
+    check_choice("method", method, Method)
     if samples < 2 or not 0 < confidence < 1:
         raise UserError(
             f"an estimate needs 2 samples and a confidence between 0 and 1, not {samples} and "

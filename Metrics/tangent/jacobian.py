@@ -8,6 +8,7 @@ from Metrics.tangent.network import Network, Rows
 from Metrics.tangent.plan import Plan
 from Metrics.tangent.rows import coupled_rows, jacobian_rows
 from Metrics.tangent.schedule import blocks
+from Utils.amounts import bytes_text
 from Utils.errors import UserError
 
 
@@ -68,8 +69,8 @@ def rows_at_once(network: Network, plan: Plan, memory: int) -> tuple[int, int]:
     size = memory // (3 * each)
     if not size:
         raise UserError(
-            f"the Jacobian of one example takes {each >> 20} MB, and two of them with what makes "
-            f"them are to fit into {memory >> 20} MB; give more memory, or use route='products'"
+            f"the Jacobian of one example takes {bytes_text(each)}, and two with what makes "
+            f"them are to fit into {bytes_text(memory)}; give more memory, or use route='products'"
         )
     scalar = next(iter(network.parameters.values())).element_size()
     each = (3 + plan.logits) * plan.numbers * scalar

@@ -11,9 +11,10 @@ from Metrics.tangent.jacobian import jacobian_kernels
 from Metrics.tangent.network import Network, look_at
 from Metrics.tangent.plan import Plan, make_plan
 from Metrics.tangent.products import product_kernels
-from Metrics.tangent.routes import Form, Route, choose
+from Metrics.tangent.routes import Form, Route, check_choice, choose
 from Metrics.tangent.schedule import available_memory, default_memory
 from Metrics.tangent.structured import structured_kernels
+from Utils.amounts import bytes_text
 from Utils.errors import UserError
 
 
@@ -59,9 +60,10 @@ def tangent_kernel(
         memory: bytes that temporaries may take; ``None`` follows from the machine.
 
     Raises:
-        UserError: the outputs are no logits, differ from call to call, or the work does not fit
-            into the memory.
+        UserError: an unknown form or route; the outputs are no logits, differ from call to call,
+            or the work does not fit into the memory.
     """
+    check_choice("form", form, Form)
     network = look_at(model, inputs)
     traced = form == "traced"
     plan = make_plan(network, inputs, None if others is None else len(others), traced)
@@ -93,7 +95,7 @@ def _require_memory(network: Network, plan: Plan, route: str, per_layer: bool, m
     advice += ["per_layer=False"] if per_layer else []
     raise UserError(
         f"the kernel of {sizes.rows} by {sizes.columns} examples with {plan.logits} logits needs "
-        f"{needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free; take "
+        f"{bytes_text(needed)}, and {bytes_text(free)} are free; take "
         f"{', '.join([*advice, 'fewer examples'])}, or an estimate (Metrics.tangent.estimate)"
     )
 

@@ -1,6 +1,6 @@
 """The three ways of computing a tangent kernel, and which one is taken."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from Metrics.tangent.network import Network
 from Metrics.tangent.plan import Plan
@@ -9,6 +9,22 @@ from Utils.errors import UserError
 
 Form = Literal["traced", "full"]
 Route = Literal["auto", "structured", "jacobian", "products"]
+
+
+def check_choice(name: str, value: str, known: Any) -> None:
+    """Refuse what an argument cannot be, which types do not tell at run time.
+
+    Args:
+        name: of the argument.
+        value: as given.
+        known: the ``Literal`` that it should be of.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in get_args(known):
+        choices = " or ".join(repr(choice) for choice in get_args(known))
+        raise UserError(f"{name}={value!r} is unknown; use {choices}")
 
 
 def choose(
@@ -27,8 +43,9 @@ def choose(
         memory: bytes for temporaries.
 
     Raises:
-        UserError: the structured way is asked for where examples see each other.
+        UserError: an unknown way, or the structured one where examples see each other.
     """
+    check_choice("route", route, Route)
     if route == "structured" and network.couples_examples:
         raise UserError(
             "route='structured' needs examples that do not see each other, but the logits of one "

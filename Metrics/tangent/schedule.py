@@ -8,6 +8,7 @@ from torch import Tensor
 
 from Metrics.tangent.plan import Plan
 from Metrics.tangent.terms import Term
+from Utils.amounts import bytes_text
 from Utils.errors import UserError
 
 _MOST = 5 << 29
@@ -70,8 +71,8 @@ def make_schedule(plan: Plan, size: tuple[int, int | None], like: Tensor, memory
     chunk = memory // 8 // each
     if not chunk:
         raise UserError(
-            f"one example needs {each >> 20} MB in the network's passes, of {memory >> 20} MB "
-            "for temporaries; give more memory, or use route='products'"
+            f"one example needs {bytes_text(each)} in the network's passes, which may take "
+            f"{bytes_text(memory // 8)}; give more memory, or use route='products'"
         )
     if like.device.type == "cpu":
         chunk = max(1, min(chunk, _PASSED // each))

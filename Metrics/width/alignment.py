@@ -42,7 +42,7 @@ class Alignment(PerLayer):
 
 
 def alignments(moved: Tensor, inputs: Tensor, product: Tensor) -> dict[str, float]:
-    """Both measures; nothing where the weights have not moved.
+    """Both measures; nothing where the weights have not moved, or all inputs are zero.
 
     Args:
         moved: ΔW [outputs, inputs].
@@ -51,9 +51,10 @@ def alignments(moved: Tensor, inputs: Tensor, product: Tensor) -> dict[str, floa
     """
     outputs, fan_in = moved.shape
     norm = operator_norm(moved.double())
-    if not norm or fan_in < 2:
+    given = rms(inputs)
+    if not norm or not given or fan_in < 2:  # of neurons that are all dead
         return {}
-    size = rms(product) * outputs**0.5 / (rms(inputs) * fan_in**0.5)
-    entries = rms(product) / (rms(moved) * rms(inputs))
+    size = rms(product) * outputs**0.5 / (given * fan_in**0.5)
+    entries = rms(product) / (rms(moved) * given)
     aligned = {RATIO: size / norm}
     return aligned | ({LOG: log(entries) / log(fan_in)} if entries else {})

@@ -66,7 +66,9 @@ class Findings:
             some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
             limit = " and infinity" if group.limits else ""
             lines += [f"{head}{limit} ({len(widths)}), {some}; {told}"]
-            lines += [*_ended(group), *table_text(own), *self.lines.get(group.label, ()), ""]
+            why = "exponents need two widths" if len(widths) == 1 else "nothing was measured"
+            table, more = table_text(own), self.lines.get(group.label, ())
+            lines += [*_ended(group), *(table if own else [why] if not more else []), *more, ""]
         return "\n".join(lines).rstrip()
 
 

@@ -147,7 +147,8 @@ def grouped(members: Sequence[Member], within: Collection[str] = ()) -> list[Gro
     axes = [name for name in _varying(finite) if name not in within and _is_axis(name, finite)]
     groups: dict[str, list[Member]] = {}
     for member in finite:
-        told = (f"{name}={_short(member.flag(name))}" for name in axes)
+        given = [name for name in axes if member.flag(name) is not None] or axes
+        told = (f"{name}={_short(member.flag(name))}" for name in given)
         groups.setdefault(" ".join(told) or "all", []).append(member)
     limits = {
         label: tuple(m for m in members if m.is_infinite and not _differing(m, own, within))

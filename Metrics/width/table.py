@@ -28,7 +28,8 @@ def rows(cells: Mapping[Place, str]) -> list[list[str]]:
     layers = list(dict.fromkeys(layer for _, _, layer in cells))
     steps = sorted({step for _, step, _ in cells})
     always = steps if len(steps) <= 3 else [*steps[:2], steps[-1]]
-    table = [["quantity", "step", *layers]]
+    heads = [layer or "network" for layer in layers] if len(layers) > 1 else layers
+    table = [["quantity", "step", *heads]]
     for name in dict.fromkeys(name for name, _, _ in cells):
         for step in steps:
             line = [cells.get((name, step, layer), "") for layer in layers]

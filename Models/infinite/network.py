@@ -27,8 +27,8 @@ BLOCK = {"cpu": 1 << 17, "cuda": 1 << 22}
 COMPILED_FROM = 1 << 25
 """Entries of all layers' blocks from which the compiled kernel is used: a third of a second."""
 
-_COLUMNS = 16
-"""Of its tiles: what is derived from each image is held for all."""
+_HELD = 1 << 21
+"""Numbers that it reads of all images of a tile, about."""
 
 _BLOCKS = 8
 """Blocks that are alive at a time, about."""
@@ -191,8 +191,7 @@ class InfiniteNetwork:
             seconds.append(time.perf_counter() - start)
         pairs = _pairs(plan, n, m)
         item = torch.finfo(dtype).bits // 8
-        per_example = sum(prod(sizes) for sizes in self.program.sizes)
-        held = per_example * (rows + columns) * (_MAPS if plan.stack else 1)
+        held = self._per_example() * (rows + columns) * (_MAPS if plan.stack else 1)
         held += _BLOCKS * rows * columns * numbers_per_pair(self.program, plan.stack)
         return Forecast(
             min(seconds) * pairs / (rows * columns),
@@ -221,7 +220,13 @@ class InfiniteNetwork:
             side = max(1, int(pairs**0.5))
             return _Plan(side, side, None)
         # Where all pairs of positions are held, rows would be copied.
-        return _Plan(1, pairs if stack is None else min(pairs, _COLUMNS), stack)
+        if stack is not None:
+            pairs = min(pairs, max(1, _HELD // (_MAPS * self._per_example())))
+        return _Plan(1, pairs, stack)
+
+    def _per_example(self) -> int:
+        """Numbers of all maps of an example."""
+        return sum(prod(sizes) for sizes in self.program.sizes)
 
     def _stack(self, pairs: int, device: torch.device) -> Stack | None:
         """What the compiled kernel does, where it is worth compiling."""

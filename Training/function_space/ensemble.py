@@ -124,7 +124,8 @@ class InfiniteEnsemble:
     def _trajectory(self, response: Response) -> EnsembleTrajectory:
         rotated = self.modes.vectors.T @ self._prior @ self.modes.vectors
         amplitudes = self.modes.amplitudes(self._targets)
-        return EnsembleTrajectory(self.modes, -self.slope * response.residual, amplitudes, rotated)
+        solved = -self.slope * self.modes.settled(response.residual, self.slope)
+        return EnsembleTrajectory(self.modes, solved, amplitudes, rotated)
 
 
 def gp_posterior(

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class LinearizedModel(nn.Module):
             result: Tensor = functional_call(self._base, weights, (inputs,))
             return result
 
-        with _forward_differentiable():
+        with _forward_differentiable(self._base):
             at, pushed = jvp(outputs, (self.base_point,), (direction,))
         return at, pushed
 
@@ -96,17 +96,31 @@ def _register(root: nn.Module, path: str, parameter: nn.Parameter) -> None:
 
 
 @contextmanager
-def _forward_differentiable() -> Iterator[None]:
-    """Fused attention has no forward-mode derivative: use the plain one, and say what else."""
+def _forward_differentiable(model: nn.Module) -> Iterator[None]:
+    """Use plain attention and recurrent layers, as fused ones have no forward-mode derivative.
+
+    Raises:
+        UserError: another operation of the model has none.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
+    libraries: list[Any] = [
+        torch.backends.mkldnn,
+        torch.backends.cudnn,
+    ]  # which convolutions are fast with
+    before = [library.enabled for library in libraries]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            for library in libraries:
+                library.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
             yield
     except NotImplementedError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).partition(" Please file")[0].partition("\n")[0].rstrip(".")
         raise UserError(
             f"this model cannot be linearised ({reason}); replace that operation"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled

@@ -21,10 +21,12 @@ class Modes:
         values: λ [n], ascending, zero where they are rounding: up to √n ε λ_max, ε of the number
             format in which the kernel was given, or up to the size of the most negative one.
         vectors: U [n, n], a mode in each column.
+        floor: up to which eigenvalues are taken for rounding.
     """
 
     values: Tensor
     vectors: Tensor
+    floor: float = 0.0
 
     @classmethod
     def of(cls, kernel: Tensor) -> Self:
@@ -35,6 +37,11 @@ class Modes:
         """
         precision = torch.finfo(kernel.dtype).eps
         matrix = as_matrix(kernel)
+        if matrix.shape[0] != matrix.shape[1]:
+            raise UserError(
+                f"a kernel of shape {tuple(kernel.shape)} is not that of the training examples "
+                "with themselves; give [N, N] or [N, N, C, C]"
+            )
         if not matrix.isfinite().all():
             raise UserError("the kernel is not finite; look at the weights it belongs to")
         size = float(matrix.abs().max())
@@ -52,7 +59,31 @@ class Modes:
                 f"the kernel's eigenvalues begin at {smallest:.2e} and end at {largest:.2e}; "
                 "none may be negative: compute it in float64"
             )
-        return cls(torch.where(values > floor, values, 0.0), vectors)
+        return cls(torch.where(values > floor, values, 0.0), vectors, floor)
+
+    def gain(self, time: float, slope: float) -> Tensor:
+        """[n] (1 − e^{−wλt})/λ, where Uᵀb is of a gradient flow towards targets of 1.
+
+        Args:
+            time: t.
+            slope: w of the loss.
+        """
+        rates = slope * torch.where(self.values > 0, self.values, 1.0)
+        passed = torch.where(self.values > 0, -torch.expm1(-rates * time) / rates, time)
+        return slope * self.settled(passed, slope)
+
+    def settled(self, responses: Tensor, slope: float) -> Tensor:
+        """Responses x of the modes, without those that would only make outputs of rounding.
+
+        Where λ is zero, x = −t moves no output but by the rounding of Θ and Θ(x, X), and for ever.
+        There it ends as in the limit, at 0: x / (1 + (w floor x)²).
+
+        Args:
+            responses: [..., n].
+            slope: w of the loss.
+        """
+        fading = responses / (1 + (slope * self.floor * responses).square())
+        return torch.where(self.values > 0, responses, fading)
 
     def amplitudes(self, outputs: Tensor) -> Tensor:
         """Uᵀf: [..., n, k] of outputs [..., N, C]."""

@@ -14,6 +14,7 @@ from Training.function_space.responses import (
 )
 from Training.function_space.stable_rate import largest_lr
 from Training.function_space.trajectory import Trajectory, missing_radial
+from Utils.errors import UserError
 
 
 class SquaredError:
@@ -31,7 +32,7 @@ class SquaredError:
             initial ones.
 
     Raises:
-        UserError: the kernel is no kernel.
+        UserError: the kernel is no kernel, or targets have another shape than outputs.
 
     Attributes:
         curvatures: h = wλ [n], ascending: the Gauss-Newton matrix's eigenvalues.
@@ -45,6 +46,11 @@ class SquaredError:
         slope: float | None = None,
         radial: Tensor | None = None,
     ):
+        if outputs.shape != targets.shape:
+            raise UserError(
+                f"outputs of shape {tuple(outputs.shape)} and targets of shape "
+                f"{tuple(targets.shape)} differ; give both as [N, C], classes one-hot"
+            )
         self.modes = kernel if isinstance(kernel, Modes) else Modes.of(kernel)
         self.slope = 2 / outputs.numel() if slope is None else slope
         self.curvatures = self.slope * self.modes.values
@@ -88,7 +94,8 @@ class SquaredError:
 
     def _trajectory(self, response: Response) -> Trajectory:
         classes = self._outputs.shape[1]
-        dual = self.slope * response.residual[..., None] * self._residual
+        residual = self.modes.settled(response.residual, self.slope)
+        dual = self.slope * residual[..., None] * self._residual
         shift = self._outputs
         if self._radial is not None:
             amplitudes = self.modes.amplitudes(self._radial)

@@ -72,9 +72,14 @@ def largest_curvature(kernel: Tensor, loss: Loss, outputs: Tensor, targets: Tens
         loss: convex in the outputs, a mean over the examples.
         outputs: f [N, C], where H is taken; squared error has the same everywhere.
         targets: of the loss.
+
+    Returns:
+        0 of a loss without curvature, as the linear one's.
     """
     matrix, outputs, targets = as_matrix(kernel).cpu(), outputs.double().cpu(), targets.cpu()
     values, vectors = torch.linalg.eigh(loss_hessian(loss, outputs, targets))
+    if not (values > 0).any():
+        return 0.0  # Lanczos's iteration has nothing to begin with
     roots = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT  # H^{1/2} [N, C, C]
 
     def product(v: Tensor) -> Tensor:  # [NC, columns]

@@ -49,7 +49,7 @@ def _check_flow(config: TrainConfig, size: int, outputs: int) -> None:
     if config.train_batch_size < size:
         raise UserError(
             f"--optimizer flow is of the whole training set, not of --train-batch-size "
-            f"{config.train_batch_size}; use {size}"
+            f"{config.train_batch_size}; use --train-batch-size {size}"
         )
     if config.loss != "mse" and size * outputs > _LARGEST_FLOW:
         raise UserError(
@@ -92,10 +92,10 @@ def _tell_largest_lr(
         config.lr, 0.0, config.momentum or 0.0, config.dampening or 0.0, config.nesterov
     )
     largest = largest_lr(curvature, rule)
-    if config.lr > largest and math.isfinite(largest):
+    if config.lr > largest:
         log.warning(
             "--lr %g is above %.3g, up to which steps on all examples stay bounded at first",
             *(config.lr, largest),
         )
-    else:
+    elif math.isfinite(largest):
         log.info("steps on all examples stay bounded up to --lr %.3g", largest)

@@ -72,7 +72,8 @@ class EnsembleVariance:
     def _solver(self, step: int) -> Tensor:
         """B_t."""
         if self._modes is not None:
-            return _solver_of_flow(self._modes, sum(map(self._schedule.lr, range(step))), self._w)
+            gain = self._modes.gain(sum(map(self._schedule.lr, range(step))), self._w)
+            return (self._modes.vectors * gain) @ self._modes.vectors.T
         if step < self._step:
             self._solvers = self._replayed()
         for reached, solver in self._solvers:
@@ -105,11 +106,3 @@ class EnsembleVariance:
             solver, velocity = linear_step(solver, velocity, rule, gradient)
             fresh = fresh and not rule.first
             yield step, solver
-
-
-def _solver_of_flow(modes: Modes, time: float, slope: float) -> Tensor:
-    """U diag((1 − e^{−wλt}) / λ) Uᵀ."""
-    gain = torch.where(
-        modes.values > 0, -torch.expm1(-slope * modes.values * time) / modes.values, slope * time
-    )
-    return (modes.vectors * gain) @ modes.vectors.T

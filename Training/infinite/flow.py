@@ -65,8 +65,7 @@ def flow(groups: Any, lr: float, network: FunctionSpaceNetwork) -> Flow:
 def _with_squared_error(modes: Modes, slope: float, dual: Tensor, time: float) -> Tensor:
     """With ∂L/∂f = w (f − y): −U diag((1 − e^{−wλt}) / (wλ)) Uᵀ ∂L/∂f."""
     assert dual.grad is not None
-    curvatures = slope * modes.values
-    gain = torch.where(curvatures > 0, -torch.expm1(-curvatures * time) / curvatures, time)
+    gain = modes.gain(time, slope) / slope
     return -modes.vectors @ (gain[:, None] * modes.amplitudes(dual.grad))
 
 

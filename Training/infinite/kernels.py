@@ -25,6 +25,7 @@ from Models.infinite import InfiniteNetwork
 from Models.infinite.limit import limit_network
 from Models.infinite.network import Kernel
 from Training.config import TrainConfig
+from Utils.amounts import bytes_text, seconds_text
 from Utils.devices import select_device
 from Utils.errors import UserError
 from Utils.memory import available_bytes
@@ -35,7 +36,8 @@ _PARTS = ("train", "test", "probe")
 
 _ADVICE = "start anew with train.py --overwrite"
 
-_SECONDS_BETWEEN_LOG_LINES = 10.0
+_SECONDS_TO_LOG_LINE, _SECONDS_BETWEEN_LOG_LINES = 10.0, 300.0
+"""Before the first line of progress, doubled after each; and at most."""
 
 _OF_MODES = 4
 """Matrices that an eigendecomposition holds."""
@@ -167,7 +169,7 @@ class KernelsOfRun:
         smaller = f"--train-size {fewer}" if self.config.train_size else "a smaller data set"
         raise UserError(
             f"--width inf: the kernels of {train} training and {test} test examples need "
-            f"{needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free; use {smaller}"
+            f"{bytes_text(needed)} of memory, and {bytes_text(free)} are free; use {smaller}"
         )
 
     def save(self, run: RunFolder, log: logging.Logger) -> None:
@@ -188,8 +190,9 @@ class KernelsOfRun:
         own = self._network.forecast(train, None, get, self._dtype, device)
         cross = self._network.forecast(test + probe, train, get, self._dtype, device)
         log.info(
-            "kernels of %d training, %d test and %d probe examples: about %.2g s, %.3g GB",
-            *(train, test, probe, own.seconds + cross.seconds, self._stored() / 1e9),
+            "kernels of %d training, %d test and %d probe examples: about %s and %s",
+            *(train, test, probe),
+            *(seconds_text(own.seconds + cross.seconds), bytes_text(self._stored())),
         )
 
     def _computed(self, device: torch.device, log: logging.Logger) -> Iterator[tuple[str, object]]:
@@ -207,7 +210,7 @@ class KernelsOfRun:
                 one,
                 None if x is None else train,
                 ("nngp", "ntk") if wants_prior else ("ntk",),
-                progress=_Progress(log, name),
+                progress=_Progress(log, _SPLITS[name]),
             )
             assert found.ntk is not None
             yield f"ntk/{name}", found.ntk.cpu().numpy()
@@ -224,14 +227,28 @@ class KernelsOfRun:
         return torch.cat([x for x, _ in evaluation_batches(split, _BATCH, dtype=self._dtype)])
 
 
-class _Progress:
-    """Says now and then how far a kernel is."""
+_SPLITS = {"train": "training", "test": "test", "probe": "probe"}
+"""The examples whose kernels with the training examples are stored, in words."""
 
-    def __init__(self, log: logging.Logger, name: str):
-        self._log, self._name, self._last = log, name, time.monotonic()
+
+class _Progress:
+    """Says now and then, ever more rarely, how far a kernel is, and how long it will take.
+
+    Args:
+        log: where.
+        examples: of what.
+    """
+
+    def __init__(self, log: logging.Logger, examples: str):
+        self._log, self._examples = log, examples
+        self._began = self._last = time.monotonic()
+        self._pause = _SECONDS_TO_LOG_LINE
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._last > _SECONDS_BETWEEN_LOG_LINES:
-            self._last = now
-            self._log.info("kernel of %s examples: %.0f %%", self._name, 100 * done / total)
+        if now - self._last < self._pause or done == total:
+            return
+        self._last, self._pause = now, min(2 * self._pause, _SECONDS_BETWEEN_LOG_LINES)
+        left = seconds_text((now - self._began) / done * (total - done))
+        what = (self._examples, 100 * done / total, left)
+        self._log.info("kernel of %s examples: %.0f %%, about %s left", *what)

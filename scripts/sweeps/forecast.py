@@ -22,6 +22,7 @@ from Training.recorder import Silence
 from Training.run import laws_of
 from Training.schedule import Schedule
 from Training.state import TrainingState
+from Utils.amounts import bytes_text, seconds_text
 from Utils.config import validate
 from Utils.logging import silence
 
@@ -94,8 +95,8 @@ def forecast(experiment: Experiment, runs: Sequence[Run], jobs: int) -> Iterator
         return
     how = "as done runs of their kind took" if set(costs) <= set(known) else "from a few steps"
     yield (
-        f"training: about {_duration(seconds / jobs)} with {jobs} at a time, {how}; "
-        f"checkpoints: at most {size / 1e6:.3g} MB"
+        f"training: about {seconds_text(seconds / jobs)} with {jobs} at a time, {how}; "
+        f"checkpoints: at most {bytes_text(size)}"
     )
 
 
@@ -168,10 +169,3 @@ def measure(config: TrainConfig) -> Cost:
         step = (time.monotonic() - warm) / steps
         evaluation = evaluated - built
         return Cost(evaluated - begin, step, evaluation, recorder.bytes)
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{minutes:.1f} min" if minutes >= 1 else f"{seconds:.0f} s"

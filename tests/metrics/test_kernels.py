@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from torch import nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call, jacrev, vmap
@@ -15,6 +16,7 @@ import Metrics.kernels.at
 from Data import load_dataset
 from Data.batches import random_batch
 from Data.dataset import Split
+from Metrics.figures import _style as style
 from Metrics.figures import draw
 from Metrics.kernels import measures
 from Metrics.summary import deviation_table
@@ -185,8 +187,12 @@ def test_other_flags_do_not_continue_a_cache(own: Runs) -> None:
         cache_run(run, "--metrics ntk --kernel-on train")
     with pytest.raises(UserError, match="was made with --reference 0, not 3"):
         cache_run(run, "--metrics lazy --reference 3")
-    with pytest.raises(UserError, match=r"--reference 4: .* has no features of that step"):
-        cache_run(run, "--metrics lazy --reference 4 --overwrite")
+    with pytest.raises(UserError, match=r"--reference 4: .* no features .*, such as 3 or 6"):
+        cache_run(run, "--metrics ntk,lazy --suffix other --reference 4")
+    assert not run.cache("ntk", "other").exists()  # told before any work
+    run.features(6).unlink()
+    with pytest.raises(UserError, match=r"--reference 6: .* run extract\.py"):
+        cache_run(run, "--metrics lazy --reference 6 --suffix other")
 
 
 def test_work_is_forecast_and_refused_if_it_does_not_fit(
@@ -199,7 +205,7 @@ def test_work_is_forecast_and_refused_if_it_does_not_fit(
     assert first.startswith("cache: full tangent kernels of 12 examples, 5 checkpoints: about")
     assert "5 new steps of 5" in second
     monkeypatch.setattr(Metrics.kernels.at, "available_memory", lambda _: 1e3)
-    with pytest.raises(UserError, match=r"GB free; use --kernel traced or fewer --exa"):
+    with pytest.raises(UserError, match=r"[kMGT]B free; use --kernel traced or fewer --exa"):
         cache_run(run, "--metrics ntk --kernel full --overwrite")
     cache_run(run, "--metrics ntk,spectrum --kernel full")  # nothing is new
 
@@ -396,9 +402,17 @@ def test_figures(own: Runs) -> None:
         name: [axes.get_title(loc="left") for axes in draw(run.cache(name)).axes]
         for name in ("ntk", "spectrum", "alignment", "modes", "linearized", "lazy")
     }
-    assert titles["ntk"][:4] == ["step 0", "step 6", "step 12", "distance of checkpoints"]
+    assert titles["ntk"][:4] == [
+        *(f"Θ / mean diagonal, step {step}" for step in (0, 6, 12)),
+        "1 − cosine between steps",
+    ]
     assert "learning rate" in titles["spectrum"]
-    assert titles["lazy"] == ["weights", "tangent kernel", "features, 1 − CKA", "of the network"]
+    assert titles["lazy"] == [
+        "weights, relative change",
+        "tangent kernel, relative change",
+        "features, 1 − CKA",
+        "parts of the whole",
+    ]
     figure = draw(run.cache("linearized"))
     loss = figure.axes[0].lines
     found = cached(run, "linearized")
@@ -412,6 +426,41 @@ def test_figures(own: Runs) -> None:
     assert np.array_equal(only.get_ydata(), cached(run, "ntk")["empirical/fc1"][:, 0])
 
 
+def test_words_and_colours_of_figures(own: Runs) -> None:
+    run = own(f"{FC} --probe-size 30")
+    cache_run(run, "--metrics ntk,alignment,modes,spectrum")
+    modes = draw(run.cache("modes"))
+    names = [text.get_text() for text in modes.legends[0].get_texts()]
+    measured, predicted = np.split(np.array(modes.axes[0].lines, dtype=object), 2)
+    assert (names[0], names[-1]) == ("mode 1", "linear model")
+    assert len(names) == len(measured) + 1  # every colour is named
+    for curve, dashes in zip(measured, predicted, strict=True):
+        bright, dark = (np.array(to_rgb(line.get_color())) for line in (curve, dashes))
+        np.testing.assert_allclose(dark / dark.max(), bright / bright.max(), atol=1e-12)
+    image = draw(run.cache("ntk")).axes[0]
+    classes = np.sort(probe(run)[1].numpy())
+    ticks = zip(image.get_yticks(), image.get_yticklabels(), strict=True)
+    assert {t.get_text(): at for at, t in ticks} == {
+        str(c): np.flatnonzero(classes == c).mean() for c in range(3)
+    }
+    layers = {line.get_color() for line in draw(run.cache("alignment")).axes[1].lines}
+    whole = {line.get_color() for line in draw(run.cache("alignment")).axes[0].lines}
+    assert layers & whole == {"k"}  # the network's
+    spectrum = draw(run.cache("spectrum")).axes
+    assert spectrum[0].get_xlabel() == "rank"
+    assert [
+        a.texts[-1].get_text() for a in spectrum if a.get_title(loc="left") == "learning rate"
+    ] == ["largest stable: from one kernel for all outputs"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.002, "0.002"), (5e4, "50000"), (5e-5, r"$5\cdot10^{-5}$"), (1e6, "$10^{6}$")],
+)
+def test_numbers_beside_axes(value: float, text: str) -> None:
+    assert style.number(value) == text
+
+
 def found_image(figure: Any) -> Any:
     return np.asarray(figure.axes[0].images[0].get_array())
 
@@ -422,4 +471,40 @@ def test_the_table_says_when_a_network_leaves_its_linear_model(own: Runs) -> Non
     found = cached(run, "linearized")
     apart = found["weights/outputs"] > 0.1 * found["empirical/outputs"][:, 0]
     step = found["steps"][apart.argmax()]
-    assert f"leaves the linear model by 10% of the outputs' change at step {step};" in output
+    told = "outputs differ from the linear model's by more than 10% of their change, first at step"
+    assert f"{told} {step};" in output
+
+
+# ---------------------------------------------------------------- what is at the edge
+
+
+def test_statistics_that_are_not_those_of_the_data_are_told(own: Runs) -> None:
+    """0.9^n is below a tenth from n = 22 on."""
+    run = own("--model conv-bn --width 4 --probe-size 6 --save-freq 12 --epochs 4")
+    code, _, errors = run_stage("cache", run, "--metrics ntk,alignment")
+    assert code == 0
+    (told,) = (line for line in errors.splitlines() if "batch normalisation" in line)
+    assert "at step 0 they are to 100% the initial 0 and 1" in told
+    assert "less than 10% from step 22 on" in told
+    assert "--reference 24 compares with a later one" in told
+    code, _, errors = run_stage("cache", run, "--metrics alignment --reference 24 --suffix late")
+    assert code == 0
+    assert "batch normalisation" not in errors
+
+
+def test_one_example_and_a_loss_without_curvature(own: Runs) -> None:
+    run = own(f"{FC} --probe-size 1 --loss linear")
+    cache_run(run, ALL)
+    for name in ("ntk", "spectrum", "alignment", "modes", "linearized", "lazy"):
+        draw(run.cache(name))
+    spectrum = cached(run, "spectrum")
+    assert np.isinf(spectrum["largest lr/network"]).all()  # nothing pulls back
+    np.testing.assert_allclose(spectrum["empirical/network"], spectrum_of(run))
+    assert spectrum["empirical/centred"].shape == (5, 0)
+
+
+def spectrum_of(run: RunFolder) -> Any:
+    """[T, 1] the only eigenvalue of a kernel of one example."""
+    inputs, _ = probe(run)
+    found = [sum(np.square(j).sum() / 3 for j in jacobian(run, s, inputs).values()) for s in STEPS]
+    return np.array(found)[:, None]

@@ -195,6 +195,7 @@ def test_independent_and_aligned_products_have_their_log_alignment() -> None:
     ones = torch.ones_like(x)
     aligned = alignments(torch.ones_like(w), ones, ones @ torch.ones_like(w).T)
     assert aligned == pytest.approx({"alignment": 1, "log alignment": 1})
+    assert alignments(w, torch.zeros_like(x), torch.zeros(200, 300)) == {}  # behind dead neurons
 
 
 def test_outputs_at_initialisation(grid: Path) -> None:

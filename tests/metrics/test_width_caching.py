@@ -113,9 +113,9 @@ def test_nothing_to_compare_is_no_success(tmp_path: Path) -> None:
 def test_metrics_read_runs_or_experiments() -> None:
     assert scope_of(["gradients", "coordinates"], "") == "experiment"
     assert scope_of(["gradient", "scale"], "x") == "run"
-    with pytest.raises(UserError, match="gradients read a whole experiment and scale single runs"):
+    with pytest.raises(UserError, match=r"gradients reads a whole .* scale reads single"):
         scope_of(["gradients", "scale"], "")
-    with pytest.raises(UserError, match=r"--expid x: gradients read all runs.*leave --expid out"):
+    with pytest.raises(UserError, match=r"--expid x: gradients reads all runs.*leave --expid out"):
         scope_of(["gradients"], "x")
 
 
@@ -135,6 +135,20 @@ def test_other_groups_and_other_predictions(tmp_path: Path) -> None:
     }
     assert [predicted["own", layer] for layer in ("fc1", "fc2", "fc3")] == ["-1/2", "1/2", "1"]
     assert predicted["change", "classifier"] == "2"
+
+
+def test_groups_are_told_by_what_they_have(tmp_path: Path) -> None:
+    """Runs of one width each, of which one has a momentum: its absence is no part of a name."""
+    path = make(tmp_path / "e", FLAGS, "1e-3", widths=(4,))
+    make(path, f"{FLAGS} --optimizer momentum --momentum 0.5", "1e-3", widths=(5,))
+    make(path, f"{FLAGS} --optimizer momentum --momentum 0.5", "1e-3", widths=(4,), seeds=(2,))
+    (found,) = cached(path, "--metrics update-norms")
+    assert {g.label for g in found.groups} == {
+        "optimizer=sgd",
+        "dampening=0 momentum=0.5 optimizer=momentum",
+    }
+    (found,) = cached(path, "--metrics init-distribution")
+    assert "exponents need two widths" in found.text()
 
 
 def test_theory_is_silent_where_it_does_not_apply(tmp_path: Path) -> None:

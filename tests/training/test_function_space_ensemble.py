@@ -19,6 +19,8 @@ from Training.function_space import (
     gp_posterior,
     regularized,
 )
+from Training.infinite.flow import flow
+from Training.infinite.network import FunctionSpaceNetwork
 from Training.losses import mean_squared_error
 from Utils.errors import UserError
 
@@ -113,6 +115,33 @@ def test_samples_of_initial_outputs_train_to_the_ensemble() -> None:
     error = float(covariance[0].diagonal().max()) * 5 * math.sqrt(2 / samples)
     torch.testing.assert_close(torch.cov(ends), covariance[0], rtol=0, atol=error)
     torch.testing.assert_close(ends.mean(1, keepdim=True), mean[0], rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("way", ["flow", "steps", "ensemble", "run"])
+def test_rounding_of_a_singular_kernel_does_not_grow_with_time(way: str) -> None:
+    """In float32, 9 weights and 12 examples: three modes are rounding, the rest least squares."""
+    phi, _ = features()
+    tangent, y = (phi @ phi.T).float(), targets()
+    train, cross, time = tangent[:TRAIN, :TRAIN], tangent[TRAIN:, :TRAIN], 1e13
+    if way == "run":
+        network = FunctionSpaceNetwork(tangent[:, :TRAIN], OUTPUTS, mean_squared_error, y)
+        optimizer = flow([network.dual], time, network)
+        for _ in range(3):
+            optimizer.zero_grad()
+            outputs = network(torch.arange(TRAIN)[:, None])
+            torch.autograd.backward(mean_squared_error(outputs.double(), y))
+            optimizer.step()
+        found = cross.double() @ network.dual.detach()
+    elif way == "ensemble":
+        spread = InfiniteEnsemble(train, train, y).flow([time])
+        found = spread.at(cross, cross, tangent[TRAIN:, TRAIN:]).mean[0]
+    else:
+        solution = SquaredError(train, torch.zeros(TRAIN, OUTPUTS), y)
+        rule = Coefficients(0.5 * solution.largest_lr(Coefficients(1.0, 0.0)), 0.0)
+        path = solution.flow([time]) if way == "flow" else solution.descent([Stretch(rule)], [time])
+        found = path.at(cross, torch.zeros(OTHERS, OUTPUTS))[0]
+    weights = torch.linalg.lstsq(phi[:TRAIN], y).solution
+    torch.testing.assert_close(found, phi[TRAIN:] @ weights, rtol=0, atol=1e-2)
 
 
 def test_an_ensemble_of_readouts_ends_as_bayesian_inference() -> None:

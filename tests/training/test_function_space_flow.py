@@ -193,11 +193,17 @@ def test_regularized_kernels() -> None:
         (torch.diag(torch.tensor([1.0, -0.1])), "none may be negative"),
         (torch.tensor([[1.0, 0.5], [0.4, 1.0]]), "not symmetric"),
         (torch.tensor([[1.0, math.nan], [math.nan, 1.0]]), "not finite"),
+        (torch.ones(2, 3), r"shape \(2, 3\) is not that of the training examples"),
     ],
 )
 def test_what_is_no_kernel_is_refused(kernel: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Modes.of(kernel)
+
+
+def test_targets_have_the_shape_of_outputs() -> None:
+    with pytest.raises(UserError, match=r"outputs of shape \(3, 2\) and targets of shape \(3,\)"):
+        SquaredError(torch.eye(3), torch.zeros(3, 2), torch.zeros(3))
 
 
 def test_eigenvalues_that_are_rounding_are_zero() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.functional import hessian
 
 from tests.training.linear_models import (
@@ -85,6 +85,17 @@ def test_the_largest_curvature_is_that_of_the_loss_in_the_weights(
     expected = float(torch.linalg.eigvalsh(matrix)[-1])
     found = largest_curvature(model.train, loss, model.outputs[:TRAIN], labels())
     assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_loss_without_curvature_has_none() -> None:
+    """At sizes for the eigenvalues of a matrix, and for Lanczos's iteration."""
+
+    def linear(outputs: Tensor, targets: Tensor) -> Tensor:
+        return -(outputs * nn.functional.one_hot(targets, outputs.shape[1])).mean()
+
+    for size in (5, 400):
+        kernel, outputs = torch.eye(size).double(), torch.zeros(size, 2).double()
+        assert largest_curvature(kernel, linear, outputs, torch.arange(size) % 2) == 0.0
 
 
 def test_of_squared_error_it_is_the_kernels_largest_eigenvalue_times_the_slope() -> None:

@@ -32,6 +32,19 @@ class Attention(nn.Module):
         return y
 
 
+class Recurrent(nn.Module):
+    """Layers that torch's libraries compute without a forward-mode derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 4, batch_first=True)
+        self.readout = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.readout(self.lstm(x)[0][:, -1])
+        return y
+
+
 class Tied(nn.Module):
     """One matrix, used twice."""
 
@@ -67,6 +80,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
         torch.randn(5, 6),
     ),
     "attention": lambda: (Attention(), torch.randn(5, 4, 6)),
+    "recurrent": lambda: (Recurrent(), torch.randn(5, 4, 6)),
     "tied": lambda: (Tied(), torch.randn(5, 6)),
 }
 
@@ -167,6 +181,20 @@ class Distances(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cdist(x, self.centres)
+
+
+def test_recurrent_layers_in_float32() -> None:
+    """Which oneDNN computes on CPUs."""
+    model, inputs, fast = Recurrent(), torch.randn(5, 4, 6), torch.backends.mkldnn.enabled
+    linear = LinearizedModel(model)
+    j, f0 = jacobian(model.double(), inputs.double()), model(inputs.double())
+    start = flat(linear.parameters())
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.add_(0.1)
+    expected = f0 + j @ (flat(linear.parameters()) - start).double()
+    torch.testing.assert_close(linear(inputs).double(), expected, rtol=0, atol=1e-5)
+    assert torch.backends.mkldnn.enabled == fast
 
 
 def test_models_without_a_forward_derivative_are_refused() -> None:

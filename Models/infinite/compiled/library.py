@@ -54,7 +54,7 @@ def is_loaded() -> bool:
     except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         _LOG.warning(
-            "pooled convolutions are computed by torch alone, 5 to 10 times slower: %s (%s=0 hides "
+            "pooled convolutions are computed by torch alone, several times slower: %s (%s=0 hides "
             "this line)",
             reason,
             SWITCH,

@@ -60,6 +60,8 @@ def test_batch_normalisation_by_the_batch_can_be_estimated() -> None:
 def test_mistakes_are_named(samples: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         estimate(*network(), method="subset", samples=samples)
+    with pytest.raises(UserError, match="method='sign' is unknown; use 'subset' or 'signs'"):
+        estimate(*network(), method="sign")  # type: ignore[arg-type]
 
 
 def test_a_forecast_counts_what_is_done() -> None:

@@ -77,6 +77,8 @@ def test_dropout_needs_a_seed() -> None:
         (nn.Linear(6, 3).double(), 0, {}, "no inputs"),
         (nn.Sequential(nn.Linear(6, 3), nn.Flatten(0)).double(), 4, {}, r"maps \(2, 6\) to \(6,\)"),
         (nn.Linear(6, 3).double(), 4, {"memory": 10}, "give more memory"),
+        (nn.Linear(6, 3).double(), 4, {"form": "trace"}, "form='trace' is unknown; use 'traced'"),
+        (nn.Linear(6, 3).double(), 4, {"route": "fast"}, "route='fast' is unknown; use 'auto'"),
     ],
 )
 def test_mistakes_are_named(
@@ -91,6 +93,8 @@ def test_mistakes_are_named(
 def test_what_does_not_fit_is_refused_before_any_work() -> None:
     model = nn.Linear(6, 1000).double()
     inputs = torch.zeros(1, 6).double().expand(100_000, 6)
-    with pytest.raises(UserError, match=r"needs .* GB, and .* GB are free; take form='traced'"):
+    with pytest.raises(
+        UserError, match=r"needs .* [MGT]B, and .* [kMGT]?B are free; take form='traced'"
+    ):
         tangent_kernel(model, inputs, form="full")
     assert forecast(model, inputs, form="full").bytes_ > 8e16

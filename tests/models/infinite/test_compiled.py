@@ -162,6 +162,14 @@ def test_the_kernels_are_those_of_torch(name: str, bias: float) -> None:
     assert error(single, expected) < (1e-6 if "twice" not in name else 1e-4)
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("width", [8, 14, 16, 28, 32, 37])
+def test_usual_widths_are_computed_like_others(width: int) -> None:
+    network = infinite_network(NETWORKS["same"](), (2, 4, width))
+    x = torch.randn(2, 2, 4, width, dtype=torch.float64)
+    assert error(*both(network, x)) < 1e-12
+
+
 GOLDEN = (
     "convolution: SAME (2, 2), global average",
     "convolution: VALID (1, 2), global average",

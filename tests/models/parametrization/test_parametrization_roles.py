@@ -101,7 +101,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("heads", "role of b.in_proj_weight is ambiguous: it holds queries, keys and values"),
         ("fixed", "changes the size of no parameter"),
         ("renamed", "is a parameter of one width only"),
-        ("narrow", "the function has no argument width, which --width 8 is handed to"),
+        ("narrow", "the function has no argument width, which --width is handed to"),
     ],
 )
 def test_what_cannot_be_known_is_refused(mine: str, function: str, message: str) -> None:

@@ -103,7 +103,7 @@ def test_flags_that_kernels_cannot_follow_are_refused(flags: dict[str, Any], mes
         ("--param hybrid:1/2", "rate of fc1.bias grows as width^1/2"),
         ("--param mean-field", "under --param mean-field"),
         ("--param ntk --model fc-bn", "batch"),
-        ("--param ntk --optimizer flow", "use 1437"),
+        ("--param ntk --optimizer flow", "use --train-batch-size 1437"),
         ("--param ntk --optimizer flow --train-batch-size 1437", "at most 4000; use --loss mse"),
     ],
 )
@@ -123,10 +123,23 @@ def test_kernels_larger_than_the_memory_are_refused(
 ) -> None:
     monkeypatch.setattr(kernels, "available_bytes", lambda: 1_000_000)
     flags = "--dataset gaussian-mixture --model fc --width inf --param ntk"
-    with pytest.raises(
-        UserError, match=r"need 0\.0163 GB.*0\.001 GB are free; use --train-size 248"
-    ):
+    with pytest.raises(UserError, match=r"need 16 MB.*1 MB are free; use --train-size 248"):
         train_run(tmp_path / "e" / "x", flags)
+
+
+def test_a_loss_without_curvature_bears_any_learning_rate(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Outputs of the linear loss fall or grow by the same amount in every step."""
+    flags = (
+        "--dataset gaussian-mixture --train-size 300 --test-size 10 --model fc --depth 2 --width "
+        "inf --param ntk --loss linear --train-batch-size 300 --epochs 2 --save-at 1"
+    )
+    run = train_run(tmp_path / "e" / "x", flags)
+    assert "stay bounded" not in capfd.readouterr().err
+    losses = [_train_loss(run, step) for step in (1, 2)]
+    assert losses[0] == 0
+    assert losses[1] < 0
 
 
 def test_too_large_a_learning_rate_is_told(

@@ -3,6 +3,8 @@
 Shape letters: N training and P probe examples, C outputs, M members, T steps.
 """
 
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from Training.function_space import (
     sgd_rules,
     train_on_batches,
 )
+from Training.infinite import kernels
 from Training.infinite.kernels import prior_kernel
 from Training.optimizers import build_optimizer
 from Training.parametrized import resolve
@@ -236,3 +239,19 @@ def test_features_are_extracted_by_workers_as_by_one(trained: Runs, tmp_path: Pa
     for step in run.feature_steps():
         for name in ("logits", "variance"):
             assert (_probe(run, step, name) == _probe(other, step, name)).all()
+
+
+def test_progress_is_told_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of 1000 s in 1000 tiles: after 10, 30, 70, 150, 310, then every 300 seconds."""
+    said, clock = [], [0.0]
+    log = logging.getLogger("progress")
+    monkeypatch.setattr(log, "info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    tell = kernels._Progress(log, "training")
+    for done in range(1, 1001):
+        clock[0] = float(done)
+        tell(done, 1000)
+    shares = ["1", "3", "7", "15", "31", "61", "91"]
+    assert [line.split()[4] for line in said] == shares
+    assert said[0] == "kernel of training examples: 1 %, about 16 min left"  # 990 s
+    assert said[-1] == "kernel of training examples: 91 %, about 90 s left"
