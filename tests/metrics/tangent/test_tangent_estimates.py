@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from Metrics.tangent import estimate, forecast, tangent_kernel
@@ -93,10 +94,10 @@ def test_a_forecast_of_seconds_is_near(route: str) -> None:
     case = CASES["strided, dilated, grouped"]
     examples = 4 if route == "products" else 64
     model, inputs = case.make().float(), torch.randn(examples, 2, 32, 32)[:, :, :8, :8]
-    expected = forecast(model, inputs, route=route).seconds  # type: ignore[arg-type]
-    measured = []
-    for _ in range(3):
-        start = time.process_time()
-        tangent_kernel(model, inputs, route=route)  # type: ignore[arg-type]
-        measured.append(time.process_time() - start)
+    expected, measured = forecast(model, inputs, route=route).seconds, []  # type: ignore[arg-type]
+    with threadpool_limits(1):  # threads that wait for a busy core take its time, too
+        for _ in range(3):
+            start = time.process_time()
+            tangent_kernel(model, inputs, route=route)  # type: ignore[arg-type]
+            measured.append(time.process_time() - start)
     assert 0.25 < expected / min(measured) < 4
