@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from Data import DATASETS
 from Metrics import METRICS, CacheConfig
@@ -228,3 +229,10 @@ def test_every_metric_has_its_page(metric: str) -> None:
         config = parse(SCHEMAS[stage], shlex.split(flags))
         if stage in {"cache", "plot"}:
             assert getattr(config, "metrics") == (metric,)  # noqa: B009
+
+
+@pytest.mark.parametrize("figure", sorted(ROOT.glob("docs/**/*.png")), ids=lambda path: path.stem)
+def test_figures_tell_no_paths_of_the_machine_that_drew_them(figure: Path) -> None:
+    with Image.open(figure) as image:
+        drawn_by = str(image.info.get("Description", ""))
+    assert not [word for word in drawn_by.split() if word.startswith(("/", "~"))]

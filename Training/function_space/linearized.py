@@ -103,10 +103,7 @@ def _forward_differentiable(model: nn.Module) -> Iterator[None]:
         UserError: another operation of the model has none.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    libraries: list[Any] = [
-        torch.backends.mkldnn,
-        torch.backends.cudnn,
-    ]  # which convolutions are fast with
+    libraries: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn]  # of fused layers
     before = [library.enabled for library in libraries]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
