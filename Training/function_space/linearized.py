@@ -103,11 +103,11 @@ def _forward_differentiable(model: nn.Module) -> Iterator[None]:
         UserError: another operation of the model has none.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
-    libraries: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn]  # of fused layers
+    libraries: list[Any] = [torch.backends.mkldnn, torch.backends.cudnn]
     before = [library.enabled for library in libraries]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):  # convolutions are fast with
             for library in libraries:
                 library.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
