@@ -102,7 +102,8 @@ def stability(optimizer: Optimizer, lr: float, first: bool = False) -> Stability
     if rule is None:
         return None
     groups: list[dict[str, Any]] = optimizer.param_groups
-    factors = [g["lr"] / optimizer.defaults["lr"] * g.get("first_lr", 1.0) ** first for g in groups]
+    firsts = [group.get("first_lr", 1.0) if first else 1.0 for group in groups]
+    factors = [g["lr"] / optimizer.defaults["lr"] * f for g, f in zip(groups, firsts, strict=True)]
     decays = [group["weight_decay"] for group in groups]
     edge, decoupled = rule.edge(groups[0]), bool(groups[0].get("decoupled_weight_decay"))
     threshold = edge / lr if lr else math.inf

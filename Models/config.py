@@ -20,6 +20,8 @@ _GENERAL = _PARAMETRIZATION | {
 }
 """What every registered model reads."""
 
+_REFERENCE_WIDTH = 64
+
 _LATER = _PARAMETRIZATION | {"init_seed"}
 """What the first runs did not save."""
 
@@ -162,6 +164,10 @@ class ModelConfig(Config):
     def is_infinite(self) -> bool:
         """Whether there are no weights, and kernels in their place."""
         return self.width == INFINITE
+
+    def at_reference_width(self) -> Self:
+        """The same at a width that many numbers divide, for what is alike at all of them."""
+        return self.model_copy(update={"width": _REFERENCE_WIDTH})
 
     @property
     def weights_seed(self) -> int:

@@ -10,9 +10,6 @@ from Training.calibration import calibrate
 from Training.config import TrainConfig
 from Training.registry import OPTIMIZERS
 
-_ANY_WIDTH = 64
-"""Exponents are those of all."""
-
 
 def explanation(config: TrainConfig) -> str:
     """What the parametrization does as the width grows, as text; at a width its numbers, too.
@@ -24,8 +21,7 @@ def explanation(config: TrainConfig) -> str:
         UserError: roles cannot be inferred, or the parametrization is not for this model.
     """
     entry = config.data_entry
-    width = {"width": _ANY_WIDTH} if config.is_infinite else {}
-    finite = config.model_copy(update=width)
+    finite = config.at_reference_width() if config.is_infinite else config
     network = Parametrized(finite, entry.input_shape, entry.num_classes)
     family = OPTIMIZERS[config.optimizer].family
     assert family is not None  # the configuration was checked

@@ -141,9 +141,8 @@ class InfiniteLinear(Linear):
         start = self._kernel_at.reference
         with self._kernel_at.features_of(self._kernel_at.reference_step) as features:
             dual = features.parameter("dual").double()
-        kernel, targets = kernel_part(self._kernel_at.run, "train"), self._wanted(
-            self._examples.targets
-        )
+        kernel = kernel_part(self._kernel_at.run, "train")
+        targets = self._wanted(self._examples.targets)
         path = self._path(kernel, kernel.double() @ dual, targets, [s - self._start for s in steps])
         found = path.at(self._kernel_at.cross, torch.from_numpy(start.logits))
         return {step: as_floats(f) for step, f in zip(steps, found, strict=True)}
@@ -159,12 +158,9 @@ class InfiniteLinear(Linear):
             targets: [n, C] of squared error, [n] of cross-entropy.
             after: ascending.
         """
-        loss = self._model_at.loss
+        loss, schedule = self._model_at.loss, self._model_at.schedule
         if self._flows:
-            rates = [
-                self._model_at.schedule.lr(s)
-                for s in range(self._start, self._model_at.schedule.total)
-            ]
+            rates = [schedule.lr(step) for step in range(self._start, schedule.total)]
             sums = np.cumsum([0.0, *rates])
             times = [float(sums[step]) for step in after]
             if self._is_squared:
@@ -173,7 +169,7 @@ class InfiniteLinear(Linear):
         rules = self._rules
         if self._is_closed:
             return SquaredError(kernel, outputs, targets).descent(stretches(rules), after)
-        training, schedule = self._model_at.training, self._model_at.schedule
+        training = self._model_at.training
         batches = list(batch_numbers(training, schedule, self._examples))[self._start :]
         count = max(after, default=0)
         return train_on_batches(

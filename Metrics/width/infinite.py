@@ -62,7 +62,7 @@ class LimitCheckpoint:
     def readout(self) -> str:
         """The name of the last layer."""
         said = self.member.hyperparameters
-        config = rebuild_config(self.member.run, dict(said)).model_copy(update={"width": 64})
+        config = rebuild_config(self.member.run, dict(said)).at_reference_width()
         task = said["task"]
         places = Parametrized(config, tuple(task["input_shape"]), task["num_classes"]).places
         names = [place.name for place in places if place.role == "readout"]

@@ -12,9 +12,6 @@ from Models.parametrization.scales import exponents_of
 from Models.parametrization.theory import Theory, explain
 from Utils.errors import UserError
 
-_REFERENCE = 64
-"""The width whose graph is read and whose scales are extrapolated; many numbers divide it."""
-
 
 class AtInfinity(OfConfig):
     """Variances and rates in the limit n → ∞, from those at a finite width.
@@ -85,7 +82,7 @@ def limit_network(
     Raises:
         UserError: wide networks have no fixed kernel, or none that is known, with the reason.
     """
-    finite = config.model_copy(update={"width": _REFERENCE})
+    finite = config.at_reference_width()  # whose graph is read and whose scales are extrapolated
     if config.is_parametrized:
         _check_regime(Parametrized(finite, input_shape, num_classes), config)
     scaling = AtInfinity(finite, input_shape, num_classes, readout_only)

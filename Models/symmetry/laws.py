@@ -126,7 +126,8 @@ class Laws:
         if not self.rates:
             return list(parts)
         rates = (self.rates.get(reduction.parameter, 1.0) for reduction in reductions)
-        return [part * rate**power for part, rate in zip(parts, rates, strict=True)]
+        pairs = zip(parts, rates, strict=True)
+        return [part if rate == 1 else part * rate**power for part, rate in pairs]
 
     def combined(
         self, reduced: NDArray[np.float64]
