@@ -17,8 +17,9 @@ from pathlib import Path
 from Utils.storage import write_atomically
 
 FOLDER = ".bucket"
-_FULL = 0.95
-"""The part of the disk above which what is safe in the bucket is deleted, whatever the limit."""
+_FREE_PART, _FREE_BYTES = 0.05, 5 * 10**9
+"""A disk with less free than the smaller of the two is nearly full: what is safe in the bucket
+then goes, whatever the limit. On large disks a twentieth would be room enough."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def make_room(folder: Path, patterns: Sequence[str], limit: int) -> None:
 
 def _is_full(folder: Path) -> bool:
     disk = shutil.disk_usage(folder)
-    return disk.free < (1 - _FULL) * disk.total
+    return disk.free < min(_FREE_PART * disk.total, _FREE_BYTES)
 
 
 def _delete_unless_locked(path: Path) -> bool:

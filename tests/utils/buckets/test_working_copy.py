@@ -4,11 +4,12 @@ import dataclasses
 import logging
 import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,6 +26,19 @@ from Utils.storage import write_atomically
 
 WRITES = ("id.json", "small.h5", "ckpt/*.tar", "logs/run.log")
 LAYOUT = Layout("id.json", ("id.json", "small.h5"), ("ckpt/*.tar",), "logs/run.log")
+
+
+class Disk(NamedTuple):
+    """What ``shutil.disk_usage`` tells, as far as it is asked; in bytes."""
+
+    total: int
+    free: int
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with room, however full this machine's is."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Disk(10**12, 10**11))
 
 
 @pytest.fixture
@@ -221,13 +235,22 @@ def test_a_file_in_use_stays(place: BucketPlace, monkeypatch: pytest.MonkeyPatch
     assert here(copy) == "b"
 
 
+@pytest.mark.parametrize(
+    ("disk", "kept"),
+    [
+        (Disk(10**10, 4 * 10**8), ""),
+        (Disk(10**10, 6 * 10**8), "ab"),
+        (Disk(10**13, 4 * 10**9), ""),
+        (Disk(10**13, 6 * 10**9), "ab"),
+    ],
+)
 def test_a_nearly_full_disk_makes_room(
-    copy: WorkingCopy, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    copy: WorkingCopy, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, disk: Disk, kept: str
 ) -> None:
-    monkeypatch.setattr(records_module, "_is_full", lambda folder: True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk)
     with copy.hold("train", WRITES):
         use(copy, "ab")
-    assert here(copy) == ""
+    assert here(copy) == kept
     assert len(cloud.names("e/x/ckpt")) == 2
 
 
