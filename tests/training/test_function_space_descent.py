@@ -23,6 +23,7 @@ from Training.function_space import (
     SquaredError,
     Stretch,
     Trajectory,
+    gradient_flow,
     largest_lr,
     stretches,
     train_on_batches,
@@ -167,22 +168,24 @@ def some_batches(count: int) -> list[Tensor]:
     return [torch.randperm(TRAIN, generator=g)[: 3 + t % 5] for t in range(count)]
 
 
+@pytest.mark.parametrize(("largest", "apart"), [(0.5, 0.1), (1.5, 1e-3), (1e9, 0.0)])
 @pytest.mark.parametrize("name", ["full", "traced"])
-def test_clipping_of_the_gradient(name: str) -> None:
+def test_clipping_of_the_gradient(name: str, largest: float, apart: float) -> None:
+    """Of all gradients, of some, of none."""
     model, rules = MODELS[name], [Coefficients(0.05, 0.0, 0.9)] * 60
-    batches = some_batches(len(rules))
-    expected = model.descend(mean_squared_error, targets(), rules, [60], batches, clip_norm=0.5)
+    batches, start = some_batches(len(rules)), model.outputs[:TRAIN]
+    expected = model.descend(mean_squared_error, targets(), rules, [60], batches, largest)
     free = model.descend(mean_squared_error, targets(), rules, [60], batches)
-    assert not torch.allclose(expected, free, atol=0.1)
+    assert (expected - free).abs().max() >= apart
     path = train_on_batches(
         model.train,
-        model.outputs[:TRAIN],
+        start,
         targets(),
         mean_squared_error,
         rules,
         batches,
         [60],
-        clip_norm=0.5,
+        clip_norm=largest,
     )
     check(model, path, expected, 1e-11)
 
@@ -227,6 +230,8 @@ def test_steps_after_the_end_are_refused() -> None:
     kernel, batches = full_model().train, some_batches(4)
     with pytest.raises(ValueError, match="5 rules and 4 batches"):
         train_on_batches(kernel, targets(), targets(), mean_squared_error, rules, batches, [1])
+    with pytest.raises(ValueError, match=r"4 rules and 4 batches for \[5\] steps"):
+        train_on_batches(kernel, targets(), targets(), mean_squared_error, rules[1:], batches, [5])
 
 
 def test_decay_without_the_radial_derivative_is_refused() -> None:
@@ -235,6 +240,10 @@ def test_decay_without_the_radial_derivative_is_refused() -> None:
         squared_error(model, radial=False).descent([Stretch(rule)], [1])
     with pytest.raises(UserError, match="radial"):
         squared_error(model, radial=False).flow([1.0], decay=0.1)
+    with pytest.raises(UserError, match="radial"):
+        gradient_flow(
+            model.train, model.outputs[:TRAIN], targets(), mean_squared_error, [1.0], decay=0.1
+        )
     with pytest.raises(UserError, match="radial"):
         squared_error(model).flow([1.0], decay=0.1).at(model.cross, model.outputs[TRAIN:])
 

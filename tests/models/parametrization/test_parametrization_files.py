@@ -9,6 +9,7 @@ import pytest
 from Models import ModelConfig, build_model
 from Models.parametrization import build_parametrization, recognise
 from Models.parametrization.abc_file import parse_abc, read_inline
+from Models.parametrization.exponents import fraction
 from Models.parametrization.network import Parametrized
 from Utils.config import validate
 from Utils.errors import UserError
@@ -31,6 +32,14 @@ def test_exponents_from_a_file_are_those_of_a_name(tmp_path: Path) -> None:
     abc = parse_abc(read_inline("--abc", str(tmp_path / "ntk.yaml")), 3)
     assert abc == build_parametrization("ntk", "sgd", 3)
     assert "ntk" in recognise(abc, "sgd")
+
+
+def test_exponents_as_people_write_them() -> None:
+    given = {"1": F(1), -0.5: F(-1, 2), "1/3": F(1, 3), 0.37: F(37, 100), 0.3333333: F(1, 3)}
+    assert all(fraction(value) == exponent for value, exponent in given.items())
+    for value in (True, None, [1], "x", "1/0", float("nan")):
+        with pytest.raises(ValueError, match="is no number"):
+            fraction(value)
 
 
 def test_a_run_does_not_need_the_file_again(tmp_path: Path) -> None:
