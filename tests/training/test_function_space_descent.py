@@ -123,6 +123,18 @@ def test_the_limit_is_the_solution_of_least_squares(model: LinearModel, rule: Co
     check(model, solution.flow([math.inf], rule.wd), expected, 1e-12)
 
 
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_limit_after_weight_decay_has_ended(rule: Coefficients) -> None:
+    """Initial weights are left, and the momentum of their decay carries them on."""
+    solution = squared_error(MODELS["traced"])
+    decaying = replace(rule, lr=0.5 * solution.largest_lr(rule), wd=0.3)
+    schedule = [Stretch(decaying, 10), Stretch(replace(decaying, wd=0.0))]
+    late, limit = (solution.descent(schedule, [time]) for time in (10**5, math.inf))
+    assert abs(limit.kept.item()) > 1e-2
+    torch.testing.assert_close(limit.kept, late.kept, rtol=0, atol=1e-12)
+    torch.testing.assert_close(limit.dual, late.dual, rtol=0, atol=1e-10)
+
+
 def test_a_long_time_ends_in_the_limit_also_for_singular_kernels() -> None:
     solution = squared_error(MODELS["full, singular"])
     rule = Coefficients(0.95 * solution.largest_lr(RULES["heavy ball"]), 0.0, 0.9)
@@ -138,6 +150,8 @@ def test_slow_modes_keep_their_precision() -> None:
     steps = 10**13
     (path,) = solution.descent([Stretch(rule)], [steps]).train
     assert path[1].item() == pytest.approx(math.exp(steps * math.log1p(-1e-13)), 1e-13, 0)
+    (dual,) = solution.flow([1.0]).dual  # −(1 − e^{−λt}) / λ
+    assert dual[1].item() == pytest.approx(-1 + 5e-13, 1e-15, 0)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -250,6 +264,8 @@ def test_decay_without_the_radial_derivative_is_refused() -> None:
 
 def test_a_limit_of_unstable_steps_is_refused() -> None:
     solution = squared_error(full_model())
-    unstable = Coefficients(1.01 * largest_lr(float(solution.curvatures[-1]), RULES["sgd"]), 0.0)
-    with pytest.raises(UserError, match="no limit"):
-        solution.descent([Stretch(unstable)], [math.inf])
+    for factor in (1, 1.01):  # at the edge itself steps go back and forth for ever
+        largest = largest_lr(float(solution.curvatures[-1]), RULES["sgd"])
+        unstable = Coefficients(factor * largest, 0.0)
+        with pytest.raises(UserError, match="no limit"):
+            solution.descent([Stretch(unstable)], [math.inf])

@@ -157,6 +157,32 @@ def test_the_traced_kernel_is_the_mean_over_logits() -> None:
     torch.testing.assert_close(full, torch.einsum("nm,cd->nmcd", x @ x.T, torch.eye(3).double()))
 
 
+class MeanOfMaps(nn.Module):
+    """f = mean_x (W u_x + b): Θ_cd = δ_cd (⟨ū, ū'⟩ + 1) with the means ū over positions."""
+
+    def __init__(self, inputs: int):
+        super().__init__()
+        self.map = nn.Linear(inputs, 5)
+
+    def forward(self, u: Tensor) -> Tensor:
+        logits: Tensor = self.map(u).mean(1)
+        return logits
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+@pytest.mark.parametrize(("numbers", "kind"), [(2, "gradients"), (80, "Kronecker")])
+def test_more_examples_than_fit_a_tile(positions: int, numbers: int, kind: str) -> None:
+    """Of 110 examples and 5 logits, with themselves, whose triangle is mirrored, and others."""
+    u = torch.randn(110, positions, numbers, dtype=torch.float64)
+    model, (one, other) = MeanOfMaps(numbers).double(), (u.mean(1), u[:105].mean(1))
+    for second, exact in ((None, one @ one.T + 1), (u[:105], one @ other.T + 1)):
+        found = tangent_kernel(model, u, second)
+        assert kind in found.routes["map"]
+        assert error(found.total, exact) < 1e-12
+        full = tangent_kernel(model, u, second, form="full").total
+        assert error(full, torch.einsum("nm,cd->nmcd", exact, torch.eye(5).double())) < 1e-12
+
+
 @pytest.mark.parametrize("name", ["mlp", "residual, in place", "multi-head attention"])
 def test_the_largest_eigenvalue_is_that_of_the_gauss_newton_matrix(name: str) -> None:
     """The loss is |r|²/M, M = N C: GGN = 2 Jᵀ J / M has the eigenvalues of 2 Θ / M."""

@@ -6,6 +6,7 @@ from fractions import Fraction as F
 import pytest
 
 from Models.parametrization import (
+    Exponents,
     Family,
     build_parametrization,
     explain,
@@ -43,6 +44,12 @@ def test_first_steps_and_biases_are_part_of_it() -> None:
     assert explain(moved, 2) == explain(abc, 2)
     assert recognise(moved, "sgd") == {"ipllr": theta}
     assert symmetry_between(abc, replace(abc, bias_std=1.0), "sgd") is None
+
+
+@pytest.mark.parametrize("s", [F(1, 3), F(5, 2)])
+def test_no_hybrid_has_such_a_readout(s: F) -> None:
+    abc = build_parametrization("ntk", "sgd", 2)
+    assert recognise(replace(abc, layers=(*abc.layers[:-1], Exponents(b=s))), "sgd") == {}
 
 
 def test_one_hidden_layer_of_mean_field_is_maximal_update() -> None:
