@@ -14,6 +14,7 @@ from Training.infinite.network import FunctionSpaceNetwork, numbered
 from Training.registry import LOSSES
 from Utils.errors import UserError
 from Utils.rundir import RunFolder
+from Utils.storage import open_hdf5
 
 __all__ = ["kernels_of", "network_of", "numbered"]
 
@@ -68,9 +69,10 @@ def network_of(kernels: KernelsOfRun, run: RunFolder, log: logging.Logger) -> Fu
         log: where the user is told how long it takes, and of too large a learning rate.
     """
     config, dataset = kernels.config, kernels.dataset
-    is_new = not run.fetch(run.kernels).exists()
+    is_new = not _are_there(kernels, run)
     if is_new:
         kernels.save(run, log)
+    run.remove_kernel_parts()
     tangent, _ = tangent_kernel(run)
     network = FunctionSpaceNetwork(
         tangent, dataset.entry.num_classes, LOSSES[config.loss].load(), dataset.train.targets
@@ -78,6 +80,16 @@ def network_of(kernels: KernelsOfRun, run: RunFolder, log: logging.Logger) -> Fu
     if is_new and config.optimizer != "flow":
         _tell_largest_lr(config, network, log)
     return network
+
+
+def _are_there(kernels: KernelsOfRun, run: RunFolder) -> bool:
+    """Whether the run has its kernels, and not those of a command that got no further."""
+    if not run.fetch(run.kernels).exists():
+        return False
+    if run.hyperparameters.exists():
+        return True
+    with open_hdf5(run.kernels, "delete it, and run the same command again") as file:
+        return bool(file.attrs.get("identity") == kernels.identity())
 
 
 def _tell_largest_lr(
