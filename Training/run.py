@@ -26,7 +26,7 @@ from Training.registry import SGDS
 from Training.schedule import Schedule
 from Training.state import TrainingState
 from Training.upstream import refuse_their_run
-from Utils.errors import UserError
+from Utils.errors import Diverged, UserError
 from Utils.logging import silence, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
@@ -83,9 +83,16 @@ def _train_on(
             return 0
         recorder = keeper.recorder(beginning)
         trainer = Trainer(config, state, beginning.dataset.test, recorder, keeper.log)
-        if beginning.is_new:
-            trainer.begin()
-        code = trainer.fit()
+        try:
+            if beginning.is_new:
+                trainer.begin()
+            code = trainer.fit()
+        except Diverged as error:
+            if not config.is_infinite:
+                raise
+            from Training.infinite import begin  # brings scipy's solvers
+
+            raise begin.diverged(error, config, state.model) from error
         keeper.say_end(code)
         return code
 
