@@ -74,10 +74,14 @@ class InfiniteNetwork:
     Args:
         program: its layers.
         input_shape: of one example.
+
+    Attributes:
+        begins_at_zero: whether its initial outputs vanish, though its layers do not tell so.
     """
 
     def __init__(self, program: Program, input_shape: Sequence[int]):
         self.program, self.input_shape = program, tuple(input_shape)
+        self.begins_at_zero = False
 
     @torch.no_grad()
     def kernels(
@@ -142,6 +146,8 @@ class InfiniteNetwork:
         except KeyboardInterrupt:
             filling.keep(is_last=True)
             raise
+        if self.begins_at_zero and "nngp" in found:
+            found["nngp"].zero_()
         return Kernels(found.get("nngp"), found.get("ntk"))
 
     @torch.no_grad()

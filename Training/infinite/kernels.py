@@ -4,7 +4,8 @@
 ``/ntk/test`` [E, N] and ``/ntk/probe`` [P, N] between examples and training examples, and
 ``/ntk/probe_own`` [P, P] between probe examples; and where the loss is squared error, for the
 spread of the ensemble, the covariances of initial outputs ``/nngp/train`` [N, N], ``/nngp/probe``
-[P, N] and ``/nngp/probe_variance`` [P].
+[P, N] and ``/nngp/probe_variance`` [P]; the last one alone, under any loss, where initial outputs
+vanish.
 
 Shape letters: N training, E test and P probe examples; R = N + E + P. E = 0 with ``--no-evaluate``.
 """
@@ -93,6 +94,11 @@ class Prior:
     probe: Tensor
     probe_variance: Tensor
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether all networks begin with f = 0."""
+        return not self.probe_variance.any()
+
 
 def prior_kernel(run: RunFolder) -> Prior | None:
     """The covariances of a run's initial outputs; ``None`` if its loss has no use for them.
@@ -108,6 +114,12 @@ def prior_kernel(run: RunFolder) -> Prior | None:
         if "nngp" not in file:
             return None
         group = file["nngp"]
+        if "train" not in group:
+            variance, kernel = tensor(group["probe_variance"]), file["ntk/probe"]
+            zero = variance.new_zeros(())
+            return Prior(
+                zero.expand(kernel.shape[1], kernel.shape[1]), zero.expand(kernel.shape), variance
+            )
         return Prior(*(tensor(group[name]) for name in ("train", "probe", "probe_variance")))
 
 
@@ -141,7 +153,7 @@ class KernelsOfRun:
 
     @property
     def _with_prior(self) -> bool:
-        return self.config.loss == "mse"
+        return self.config.loss == "mse" and not self._network.begins_at_zero
 
     def _sizes(self) -> tuple[int, int, int]:
         test = len(self.dataset.test)
@@ -240,7 +252,7 @@ class KernelsOfRun:
         assert own.ntk is not None
         assert own.nngp is not None
         yield "ntk/probe_own", own.ntk.cpu().numpy()
-        if self._with_prior:
+        if self._with_prior or self._network.begins_at_zero:
             yield "nngp/probe_variance", own.nngp.diagonal().cpu().numpy()
 
     def _inputs(self) -> dict[str, Tensor]:
