@@ -197,7 +197,7 @@ def _means(axes: Axes, group: _Group) -> None:
 
 
 def _variances(axes: Axes, group: _Group) -> None:
-    """Sample variances over those of infinite width, or themselves where these are 0, over steps."""
+    """Sample variances over those of infinite width, or themselves where these are 0, by step."""
     value, half = (
         group.tables["deviation of the variance"] + group.spreads,
         group.tables["interval of the variance"],

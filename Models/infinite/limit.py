@@ -19,6 +19,7 @@ from Models.infinite.network import InfiniteNetwork
 from Models.infinite.scaling import LayerShape, OfConfig
 from Models.parametrization.exponents import ABC, HALF, ZERO
 from Models.parametrization.network import Parametrized
+from Models.parametrization.roles import Place
 from Models.parametrization.scales import exponents_of
 from Models.parametrization.theory import Theory, explain
 from Utils.errors import UserError
@@ -50,9 +51,15 @@ class AtInfinity(OfConfig):
 
     @property
     def readouts(self) -> frozenset[str]:
-        """The names of the layers whose weights are readouts."""
-        weights = (p for p in self._places.values() if p.role == "readout" and p.kind == "weight")
-        return frozenset(place.name.rpartition(".")[0] for place in weights)
+        """The names of the layers with the exponents of a readout."""
+        own = (place for place in self._places.values() if self._is_readouts(place))
+        return frozenset(place.name.rpartition(".")[0] for place in own)
+
+    def _is_readouts(self, place: Place) -> bool:
+        """Of a chain's last layer, or where there is none, of one that has the role."""
+        if place.layer is not None:
+            return place.layer == self._abc.hidden_layers
+        return place.role == "readout" or place.reads == "readout"
 
     def rates(self, layer: LayerShape) -> Rates:
         """Of a linear layer or convolution; raises as :class:`OfConfig`."""
@@ -76,7 +83,7 @@ class AtInfinity(OfConfig):
         place = self._places[name]
         summed = place.kind == "weight" and place.fan_in_grows
         power = summed - exponents_of(place, self._abc).rate("sgd")
-        if not (place.role == "readout" or place.reads == "readout"):
+        if not self._is_readouts(place):
             power -= 2 * _delta(self._abc)
         if power > 0:
             raise UserError(

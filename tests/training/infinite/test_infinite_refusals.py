@@ -51,7 +51,13 @@ def _empirical(config: ModelConfig, inputs: Tensor, readout_only: bool) -> Tenso
 @pytest.mark.parametrize("readout_only", [False, True])
 @pytest.mark.parametrize(
     ("model", "param", "width"),
-    [("fc", "ntk", 1024), ("fc", "sp-lr1n", 1024), ("conv", "ntk", 256), ("conv", "sp-lr1n", 256)],
+    [
+        ("fc", "ntk", 1024),
+        ("fc", "sp-lr1n", 1024),
+        ("conv", "ntk", 256),
+        ("conv", "sp-lr1n", 256),
+        ("fc", "hybrid:1/2", 1024),
+    ],
 )
 def test_the_kernel_is_the_limit_of_finite_ones(
     model: str, param: str, width: int, readout_only: bool
@@ -101,7 +107,7 @@ def test_flags_that_kernels_cannot_follow_are_refused(flags: dict[str, Any], mes
     [
         ("--param mup", "under --param mup wide networks learn features (r = 0)"),
         ("--param sp", "under --param sp outputs or features of wide networks grow"),
-        ("--param hybrid:1/2", "rate of fc1.bias grows as width^1/2"),
+        ("--param hybrid:1", "under --param hybrid:1 wide networks learn features (r = 0)"),
         ("--param mean-field", "under --param mean-field"),
         ("--param ntk --model fc-bn", "batch"),
         ("--param ntk --optimizer flow", "use --train-batch-size 1437"),
