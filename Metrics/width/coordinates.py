@@ -44,10 +44,10 @@ class Coordinates(PerLayer):
     def why_no_limit(self, member: Member) -> str:
         return no_ensemble(member)
 
-    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
         """Of the outputs, N(μ, σ²) over the ensemble's networks: √E f² and E |f|."""
         if limit.ensemble is None:
-            return {}
+            return None
         mean, variance = limit.ensemble
         some = np.maximum(variance, _LEAST)
         folded = np.sqrt(2 * some / np.pi) * np.exp(-(mean**2) / (2 * some))

@@ -47,8 +47,8 @@ MEAN, VARIANCE = Quantity("deviation of the mean"), Quantity("deviation of the v
 
 _OUTPUTS, _VARIANCES = Quantity("outputs"), Quantity("variances")
 _NOT_EXTRACTED = (
-    "no step has outputs of enough networks and of infinite width; run extract.py for all, with "
-    "--probe logits, and then this again, with --overwrite"
+    "no step has outputs of enough networks and of infinite width; run extract.py --probe logits "
+    "for all, and then this again"
 )
 _SHOWN = 3
 _LEAST = 1e-10
@@ -60,17 +60,17 @@ class Ensemble(PerLayer):
 
     reads_layers = False
 
-    def measure(self, checkpoint: Checkpoint) -> Values:
+    def measure(self, checkpoint: Checkpoint) -> Values | None:
         logits = checkpoint.probe_logits
-        return {} if logits is None else {_OUTPUTS: logits}
+        return None if logits is None else {_OUTPUTS: logits}
 
     def why_no_limit(self, member: Member) -> str:
         return no_ensemble(member)
 
-    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
         """The Gaussian law's mean and variance."""
         if limit.ensemble is None:
-            return {}
+            return None
         mean, variance = limit.ensemble
         return {_OUTPUTS: mean, _VARIANCES: variance}
 

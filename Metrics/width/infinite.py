@@ -102,8 +102,8 @@ class HasLimit(Protocol):
     def why_no_limit(self, member: Member) -> str:
         """Why a run of infinite width is not where the networks go; empty if it is."""
 
-    def measure_limit(self, limit: LimitCheckpoint) -> Values:
-        """The numbers of the limit at one step."""
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
+        """The numbers of the limit at one step; ``None`` as in :meth:`WidthMetric.measure`."""
 
 
 def refused(metric: object, members: Sequence[Member]) -> dict[str, str]:
