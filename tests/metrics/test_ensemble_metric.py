@@ -215,7 +215,10 @@ def tables_of(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("remove", "there is no run with --width inf and otherwise the same flags; with --loss mse"),
+        (
+            "remove",
+            "there is no run with --width inf and otherwise the same flags; with --loss mse",
+        ),
         ("few", "no width has 4 networks; use more --init-seed"),
         ("seeds", "runs differ in --seed, and so in data and probe batch; use --init-seed"),
         ("other", "no run of finite width has its --lr"),
