@@ -21,9 +21,10 @@ from Metrics.width.exponents import (
     write_csv,
 )
 from Metrics.width.infinite import refused
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.measuring import measure
 from Metrics.width.members import Group, Member, grouped, read_members, strays
-from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, WidthMetric
+from Metrics.width.metric import Cells, WidthMetric
 from Metrics.width.store import Measurements, write
 from Metrics.width.table import summary
 from Metrics.width.theory import Fans, theory_of

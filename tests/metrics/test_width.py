@@ -10,8 +10,9 @@ import torch
 
 from Metrics.width.alignment import alignments
 from Metrics.width.caching import disagreement
+from Metrics.width.edges import edge
 from Metrics.width.exponents import MOST
-from Metrics.width.norms import edge, operator_norm
+from Metrics.width.norms import operator_norm
 from tests.experiments import (
     FLAGS,
     SEEDS,
