@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from Metrics.figures import _ensemble, _histogram, _transfer
 from Metrics.figures._cache import Header
 from Metrics.figures._config import PlotConfig
 from Metrics.figures._ensemble import draw_ensemble
@@ -34,6 +35,14 @@ _FIGURES: dict[str, dict[str, Draw]] = {
     "transfer": {"": draw_transfer, "-exponents": draw_forest},
 }
 """What is drawn of the kinds of metrics, by what is added to the names of the files."""
+
+_MOST_GROUPS = {
+    "exponents": MOST_GROUPS,
+    "coordinates": MOST_GROUPS,
+    "outputs": _histogram.MANY,
+    "ensemble": _ensemble.MANY,
+    "transfer": _transfer.MANY,
+}
 
 
 def figures_of(cache: ExperimentCache) -> dict[str, Draw]:
@@ -80,9 +89,9 @@ def plot_experiment(config: PlotConfig) -> Iterator[str]:
             check_layers([f.layer for f in cache.fits], config.layers)
             for what in figures_of(cache).items():
                 yield from _plot(experiment, path, cache, what, config)
-            count = len(groups_of(cache))
-            if cache.kind not in ("transfer", "ensemble") and count > MOST_GROUPS:
-                yield f"{metric}: {MOST_GROUPS} of {count} groups drawn"
+            count, most = len(cache.labels), _MOST_GROUPS[cache.kind]
+            if count > most:
+                yield f"{metric}: {most} of {count} groups drawn"
 
 
 def _plot(

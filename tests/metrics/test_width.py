@@ -199,6 +199,18 @@ def test_independent_and_aligned_products_have_their_log_alignment() -> None:
     assert alignments(w, torch.zeros_like(x), torch.zeros(200, 300)) == {}  # behind dead neurons
 
 
+def test_biases_of_torch_are_a_part_of_the_beginning(tmp_path: Path) -> None:
+    """Without --param deep layers are mostly biases, n^(−½), at any width that can be trained."""
+    flags = FLAGS.replace("--depth 4", "--depth 7").replace("--epochs 1", "--epochs 0")
+    path = make(tmp_path / "e", flags, "0.1", (64, 128, 256), (1, 2, 3))
+    (found,) = cached(path, "--metrics coordinates")
+    layers = {e.quantity.layer: e for e in found.exponents if e.quantity.name == "preactivation"}
+    assert layers["fc1"].verdict == "agrees"
+    assert layers["fc6"].fit.exponent == pytest.approx(-0.5, abs=0.15)
+    assert layers["fc6"].verdict == "pre-asymptotic"
+    assert not any(e.verdict == "contradicts" for e in found.exponents)
+
+
 def test_outputs_at_initialisation(grid: Path) -> None:
     (found,) = cached(grid, "--metrics init-distribution")
     _, seen = weights_and_pass(grid, "w64-s2", 0)
