@@ -27,7 +27,7 @@ from Training.schedule import Schedule
 from Training.state import TrainingState
 from Training.upstream import refuse_their_run
 from Utils.errors import UserError
-from Utils.logging import silence, stage_logger
+from Utils.logging import close, silence, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
 
@@ -115,6 +115,7 @@ def prepare(
     folder: AbstractContextManager[RunFolder],
     held: ExitStack,
     like: Beginning | None = None,
+    beside: bool = False,
 ) -> Beginning:
     """Take a run's folder, and make everything that its steps need.
 
@@ -124,12 +125,13 @@ def prepare(
         folder: opens its folder.
         held: the folder is released when this is closed.
         like: another run with the same data and architecture, whose data set and laws serve.
+        beside: whether it is trained together with another, whose log lines the user reads.
 
     Raises:
         UserError: everything that the user can mend. An old run is left as it was.
     """
     dataset = like.dataset if like else backend.in_turn(lambda: _dataset(config))
-    keeper, known = Keeper(config, held), like.laws if like else None
+    keeper, known = Keeper(config, held, beside), like.laws if like else None
     model: nn.Module
     seen, scales = dataset, None
     if config.is_infinite:
@@ -166,13 +168,14 @@ class Keeper:
     Args:
         config: the run's configuration.
         held: closes what is opened.
+        beside: whether another run's log lines are those that the user reads.
 
     Attributes:
         log: where the user is told how it goes.
     """
 
-    def __init__(self, config: TrainConfig, held: ExitStack):
-        self._config, self._held = config, held
+    def __init__(self, config: TrainConfig, held: ExitStack, beside: bool = False):
+        self._config, self._held, self._beside = config, held, beside
         self._run: RunFolder | None = None
         self.log = silence()
 
@@ -190,7 +193,9 @@ class Keeper:
         if self._config.overwrite:
             clear(run)
         check_unchanged(run, self._config)
-        self.log = stage_logger("train", run.logs / "run.log")
+        self.log = stage_logger("train", run.logs / "run.log", self._beside)
+        if self._beside:
+            self._held.callback(close, self.log)
 
     def scales(self, dataset: Dataset) -> Scales | None:
         """What the parametrization makes of learning rates; the user sees it when a run begins."""
