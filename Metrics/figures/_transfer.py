@@ -140,7 +140,10 @@ def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[flo
             axes.plot(across.ends, [down.value] * 2, color=colour, linewidth=1.0, zorder=5)
     rates = cache.rates[cache.groups == group]
     axes.set_xlim(rates.min() / 1.3, rates.max() * 1.3)
-    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    if rates.min() < rates.max():
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    else:  # mostly between two powers of ten
+        axes.set_xticks(rates[:1], [style.number(rates[0])])
     axes.xaxis.set_minor_locator(NullLocator())
     for n, colour in colours.items():
         some = (cache.groups == group) & (cache.widths == n)
