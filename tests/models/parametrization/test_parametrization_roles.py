@@ -105,11 +105,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("function", "message"),
     [
         ("conv_out", "role of b.weight is ambiguous: it is a convolution that reads growing"),
-        ("transposed", "role of c.weight is ambiguous: it is a transposed convolution"),
+        ("transposed", "role of c.weight is ambiguous: it is a transposed .* c.weight=readout"),
         ("tied", "role of a.weight is ambiguous: it is tied between Embedding and Linear"),
         ("raw", "role of out is ambiguous: it belongs to no layer that is known"),
         ("words", "role of a.weight is ambiguous: it is an embedding with more entries"),
-        ("heads", "role of b.in_proj_weight is ambiguous: it holds queries, keys and values"),
+        ("heads", "role of b.in_proj_weight is ambiguous: it holds .* b.in_proj_weight=hidden$"),
         ("fixed", "changes the size of no parameter"),
         ("renamed", "is a parameter of one width only"),
         ("narrow", "the function has no argument width, which --width is handed to"),
