@@ -2,7 +2,8 @@
 
 R being runs and T steps: ``runs``, ``widths`` (floating, as infinity is one), ``seeds`` of
 initial weights, ``data_seeds`` of everything else, ``groups``, ``rates``, ``diverged`` (the step at
-which, or −1), ``exponents`` (a, b and c as JSON) [R]; ``steps`` [T]; ``sources`` [R, T], which checkpoints, empty where a run has none;
+which, or −1), ``exponents`` (a, b and c as JSON) [R]; ``steps`` [T]; ``sources`` [R, T], which
+checkpoints, empty where a run has none;
 ``<quantity>/<layer>`` [R, T], NaN where nothing was measured, or [R, T, examples, outputs];
 ``fits/<column>`` [F], the table of exponents, by ``fits/line``; of ``ensemble`` also
 ``ensembles/<column>`` [E], [E, T] or [E, T, outputs shown], a row for each width. Dimension scales
