@@ -294,7 +294,7 @@ def _beginnings(
     drawn = DATASETS[configs[0].dataset].procedural and len({c.seed for c in configs}) > 1
     for config, run in zip(configs, runs, strict=True):
         like = found[0] if found and not drawn else None
-        found.append(prepare(backend, config, nullcontext(run), held, like))
+        found.append(prepare(backend, config, nullcontext(run), held, like, bool(found)))
     return found
 
 

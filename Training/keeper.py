@@ -19,7 +19,7 @@ from Training.recorder import FolderRecorder, Recorder, Silence
 from Training.registry import SGDS
 from Training.state import TrainingState
 from Training.upstream import refuse_their_run
-from Utils.logging import silence, stage_logger
+from Utils.logging import close, silence, stage_logger
 from Utils.rundir import RunFolder
 from Utils.storage import write_hdf5
 
@@ -30,13 +30,14 @@ class Keeper:
     Args:
         config: the run's configuration.
         held: closes what is opened.
+        beside: whether another run's log lines are those that the user reads.
 
     Attributes:
         log: where the user is told how it goes.
     """
 
-    def __init__(self, config: TrainConfig, held: ExitStack):
-        self._config, self._held = config, held
+    def __init__(self, config: TrainConfig, held: ExitStack, beside: bool = False):
+        self._config, self._held, self._beside = config, held, beside
         self._run: RunFolder | None = None
         self.log = silence()
 
@@ -54,7 +55,9 @@ class Keeper:
         if self._config.overwrite:
             clear(run)
         check_unchanged(run, self._config)
-        self.log = stage_logger("train", run.logs / "run.log")
+        self.log = stage_logger("train", run.logs / "run.log", self._beside)
+        if self._beside:
+            self._held.callback(close, self.log)
 
     def scales(self, dataset: Dataset) -> Scales | None:
         """What the parametrization makes of learning rates; the user sees it when a run begins."""

@@ -114,6 +114,7 @@ def prepare(
     folder: AbstractContextManager[RunFolder],
     held: ExitStack,
     like: Beginning | None = None,
+    beside: bool = False,
 ) -> Beginning:
     """Take a run's folder, and make everything that its steps need.
 
@@ -123,12 +124,13 @@ def prepare(
         folder: opens its folder.
         held: the folder is released when this is closed.
         like: another run with the same data and architecture, whose data set and laws serve.
+        beside: whether it is trained together with another, whose log lines the user reads.
 
     Raises:
         UserError: everything that the user can mend. An old run is left as it was.
     """
     dataset = like.dataset if like else backend.in_turn(lambda: _dataset(config))
-    keeper, known = Keeper(config, held), like.laws if like else None
+    keeper, known = Keeper(config, held, beside), like.laws if like else None
     model: nn.Module
     seen, scales = dataset, None
     if config.is_infinite:

@@ -31,6 +31,8 @@ from Utils.storage import read_json, write_json
 _CHECKPOINT = re.compile(r"step(\d+)\.tar")
 _FEATURES = re.compile(r"step(\d+)\.h5")
 
+_LONGEST_LABEL = 150
+
 _WRITES = {
     "train": (
         "hyperparameters.json",
@@ -53,6 +55,11 @@ _EXPERIMENT_WRITES = {
     "plot": ("report*.html", "img/*.*"),
 }
 """The same, of the stages that work on a whole experiment."""
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file's name: ``"param=hybrid:0.5"`` is ``param=hybrid_0.5``."""
+    return re.sub(r"[^\w.,=+-]+", "_", label).lstrip(".-")[:_LONGEST_LABEL]
 
 
 class Remote(Protocol):

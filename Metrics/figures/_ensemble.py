@@ -75,7 +75,7 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
         titles += ["mean", "variance", "in 95 %: means, variances (dashed)"]
         for axes, quantity, sizes in zip(six, _QUANTITIES, (_mean, _variance), strict=False):
             _over_widths(axes, group, sizes(group), group.fits.get(quantity))
-            _tell_exponent(axes, group.fits.get(quantity), options)
+            _tell_exponent(axes, group.fits.get(quantity))
         _outputs(six[2], group)
         _means(six[3], group)
         _variances(six[4], group)
@@ -169,14 +169,12 @@ def _over_widths(
     size_axis(axes)
 
 
-def _tell_exponent(axes: Axes, fit: FittedExponent | None, options: Options) -> None:
+def _tell_exponent(axes: Axes, fit: FittedExponent | None) -> None:
     """In the corner of a panel, if there is one."""
     if fit is None:
         return
-    interval = f"±{fit.interval:.2f}" if np.isfinite(fit.interval) else ""
-    text = f"width^({fit.exponent:.2f}{interval})".replace("-", "−")
     place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
-    shown = style.plain(text, options.use_tex)
+    shown = style.width_power(fit.exponent, fit.interval)
     axes.text(0.98, 0.98, shown, fontsize=style.SMALL_SIZE, **place)
 
 

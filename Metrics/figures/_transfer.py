@@ -140,7 +140,10 @@ def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[flo
             axes.plot(across.ends, [down.value] * 2, color=colour, linewidth=1.0, zorder=5)
     rates = cache.rates[cache.groups == group]
     axes.set_xlim(rates.min() / 1.3, rates.max() * 1.3)
-    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    if rates.min() < rates.max():
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    else:  # mostly between two powers of ten
+        axes.set_xticks(rates[:1], [style.number(rates[0])])
     axes.xaxis.set_minor_locator(NullLocator())
     for n, colour in colours.items():
         some = (cache.groups == group) & (cache.widths == n)
@@ -268,8 +271,7 @@ def _movement(cache: ExperimentCache, group: str) -> str:
     fit = _fit(cache, group)
     if fit is None:
         return "the best one is at an end"
-    interval = f"±{fit.interval:.2f}" if np.isfinite(fit.interval) else ""
-    return f"moves as width^({fit.exponent:.2f}{interval})".replace("-", "−")
+    return f"moves as {style.width_power(fit.exponent, fit.interval)}"
 
 
 def _at_fixed_rate(

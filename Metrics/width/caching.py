@@ -21,9 +21,10 @@ from Metrics.width.exponents import (
     write_csv,
 )
 from Metrics.width.infinite import refused
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.measuring import measure
 from Metrics.width.members import Group, Member, grouped, read_members, strays
-from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, WidthMetric
+from Metrics.width.metric import Cells, WidthMetric
 from Metrics.width.store import Measurements, write
 from Metrics.width.table import summary
 from Metrics.width.theory import Fans, theory_of
@@ -60,7 +61,9 @@ class Findings:
         for group in self.groups:
             own = [e for e in self.exponents if e.group == group.label]
             widths, seeds = ({getattr(m, n) for m in group.members} for n in ("width", "seed"))
-            head = f"{self.metric}, {group.label}: widths {min(widths)} to {max(widths)}"
+            several = f"widths {min(widths)} to {max(widths)}"
+            span = several if len(widths) > 1 else f"width {min(widths)}"
+            head = f"{self.metric}, {group.label}: {span}"
             reason = self.silent.get(group.label, "")
             told = f"no theory: {reason}" if reason else summary([e.verdict for e in own])
             some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
@@ -100,8 +103,8 @@ def cache_experiment(
     """
     members, skipped = read_members(runs)
     log = stage_logger("cache", experiment.logs / "cache.log")
-    for name, reason in skipped.items():
-        log.info("%s is left out: %s", name, reason)
+    for reason, runs_of_it in _by_reason(skipped).items():
+        log.info("%s left out: %s", _named(runs_of_it), reason)
     if not any(member.steps for member in members if not member.is_infinite):
         raise UserError(
             f"{experiment.path} has no run that can be measured; train runs of several --width "
@@ -127,8 +130,8 @@ def cache_experiment(
                 )
             found.append(_fit(entry, path, members, stored[entry.name], without))
             for reason, names in found[-1].left_out.items():
-                which = ", ".join(names) if len(names) < 3 else f"{len(names)} runs"
-                log.info("%s: --width inf of %s is left out: %s", entry.name, which, reason)
+                text = "%s: --width inf of %s left out: %s"
+                log.info(text, entry.name, _named(names), reason)
             table = path.with_suffix(".csv")
             write_csv(table, found[-1].exponents)
             experiment.publish(path, table)
@@ -136,6 +139,21 @@ def cache_experiment(
     if failed:
         raise left_out(failed, len(members))
     return found
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Runs by why they are left out, from why each one is."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def _named(names: Sequence[str]) -> str:
+    """Runs as the subject of a sentence."""
+    if len(names) < 3:
+        return " and ".join(names) + (" is" if len(names) == 1 else " are")
+    return f"{len(names)} runs ({names[0]}, …) are"
 
 
 def disagreement(found: Sequence[Findings]) -> bool:
@@ -197,10 +215,8 @@ def _fit(
             exponents += ensembles[-1].exponents
             lines[group.label] = ensembles[-1].lines
     write(path, entry, stored, groups, exponents, told, [one.tables for one in ensembles])
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in (outside | strays(measured, groups, metric.within)).items():
-        by_reason.setdefault(reason, []).append(name)
-    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent, by_reason, lines)
+    alone = _by_reason(outside | strays(measured, groups, metric.within))
+    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent, alone, lines)
 
 
 def _fans_by_width(group: Group, cells: Cells) -> dict[int, dict[str, Fans]]:

@@ -71,16 +71,15 @@ class Coordinates(PerLayer):
     def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         """Changes are sums over the layers below, and later sizes those of beginning and change."""
         name, layer = quantity.name.removeprefix(_MEAN), quantity.layer
-        if step == 0 or name not in {"preactivation", "activation", "change", "propagated"}:
-            return None
         if name == "propagated":
             return theory.least_propagated(layer, step)
         if name == "change":
             return theory.least_change(layer, step)
         at = layer if name == "preactivation" else theory.below(layer)
-        if at is None:
+        if at is None or name not in {"preactivation", "activation"}:
             return None
-        return smallest(theory.initial("preactivation", at), theory.least_change(at, step))
+        start = theory.least_initial(at)
+        return smallest(start, theory.least_change(at, step)) if step else start
 
 
 def _parts(checkpoint: Checkpoint, layer: str) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from functools import partial
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS
 from Metrics.width.infinite import HasLimit, limit_at, refused
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.members import Member
-from Metrics.width.metric import FAN_IN, FAN_OUT, Quantity, Values, WidthMetric
+from Metrics.width.metric import Quantity, Values, WidthMetric
 from Metrics.width.network import AGAIN, Network
 from Metrics.width.store import Measurements
 from Utils.errors import Unreachable, UserError

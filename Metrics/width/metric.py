@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.members import Group, Member
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory
@@ -31,10 +32,6 @@ Array = NDArray[np.float64]
 
 Values = Mapping[Quantity, float | Array]
 """What was measured; arrays [N, C], of examples and outputs, are kept for figures alone."""
-
-
-FAN_IN, FAN_OUT = "fan in", "fan out"
-"""Quantities of layers that tell their roles; no exponents are fitted to them."""
 
 
 class Cell(NamedTuple):

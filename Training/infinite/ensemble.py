@@ -104,7 +104,7 @@ class EnsembleVariance:
         if self._modes is not None:
             gain = self._modes.gain(sum(map(self._schedule.lr, range(step))), self._w)
             return (self._modes.vectors * gain) @ self._modes.vectors.T
-        if step < self._step:
+        if step <= self._step:
             self._solvers = self._replayed()
         for reached, solver in self._solvers:
             self._step = reached

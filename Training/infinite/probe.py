@@ -55,7 +55,7 @@ class InfiniteProbe:
         if self._variance is not None:
             step = checkpoint["step"]
             found["probe/variance"] = self._variance(step)
-            if "train_loss" in checkpoint and step:
+            if "train_loss" in checkpoint:
                 loss = checkpoint["train_loss"] + self._variance.of_losses(step)
                 found["ensemble/train_loss"] = torch.tensor(loss, dtype=torch.float64)
         return {name: tensor.numpy() for name, tensor in found.items()}
