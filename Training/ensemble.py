@@ -272,9 +272,9 @@ def train_together(
         beginnings = _beginnings(backend, configs, runs, held)
         members = []
         for config, beginning in zip(configs, beginnings, strict=True):
-            keeper, test = beginning.keeper, beginning.dataset.test
-            recorder = keeper.recorder(beginning)
-            members.append(_Member(config, beginning.state, test, recorder, keeper.log))
+            state, keeper = beginning.state, beginning.keeper
+            recorder, test = keeper.recorder(state, beginning.is_new), beginning.dataset.test
+            members.append(_Member(config, state, test, recorder, keeper.log))
             if beginning.is_new:
                 members[-1].begin()
         if len({member.state.step for member in members}) > 1:
@@ -294,7 +294,7 @@ def _beginnings(
     drawn = DATASETS[configs[0].dataset].procedural and len({c.seed for c in configs}) > 1
     for config, run in zip(configs, runs, strict=True):
         like = found[0] if found and not drawn else None
-        found.append(prepare(backend, config, nullcontext(run), held, like))
+        found.append(prepare(backend, config, nullcontext(run), held, like, bool(found)))
     return found
 
 

@@ -13,20 +13,22 @@ from Utils.errors import storage_error
 T = TypeVar("T")
 
 
-def stage_logger(stage: str, log_file: Path | None = None) -> logging.Logger:
+def stage_logger(stage: str, log_file: Path | None = None, beside: bool = False) -> logging.Logger:
     """A logger that prints plain lines to stderr and keeps dated ones in ``log_file``.
 
     Args:
         stage: the stage's name, which is the logger's.
         log_file: appended to; its folder is made if missing.
+        beside: for work that goes on together with that of the stage's logger: a logger of its
+            own, whose user closes it by :func:`close`; it prints warnings only, as the others'
+            lines would be many and alike.
     """
-    logger = logging.getLogger(f"learning-mechanics.{stage}")
+    name = f"learning-mechanics.{stage}"
+    logger = logging.Logger(name) if beside else logging.getLogger(name)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    console = _TqdmHandler()
+    close(logger)
+    console = _TqdmHandler(logging.WARNING if beside else logging.NOTSET)
     console.setFormatter(logging.Formatter(f"{stage}: %(message)s"))
     logger.addHandler(console)
     if log_file is not None:
@@ -38,6 +40,13 @@ def stage_logger(stage: str, log_file: Path | None = None) -> logging.Logger:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(file)
     return logger
+
+
+def close(logger: logging.Logger) -> None:
+    """Take a logger's handlers away, and close them."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def silence() -> logging.Logger:

@@ -6,6 +6,7 @@
         hyperparameters.json      the resolved configuration and its provenance
         symmetries.h5             the conservation laws found in the model
         kernels.h5                of a network of infinite width: its kernels between examples
+        kernels.parts/            what is done of them while they are computed
         ckpt/step{N}.tar          checkpoints, N = number of updates done
         feats/step{N}.h5          features; feats/probe.h5 the probe batch
         cache/{metric}{suffix}.h5 measured and predicted curves
@@ -16,6 +17,7 @@
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -191,6 +193,15 @@ class RunFolder(Folder):
     @property
     def kernels(self) -> Path:
         return self.path / "kernels.h5"
+
+    @property
+    def kernel_parts(self) -> Path:
+        return self.path / "kernels.parts"
+
+    def remove_kernel_parts(self) -> None:
+        """Delete what is kept of kernels, if anything is; raises :class:`OSError`."""
+        if self.kernel_parts.exists():
+            shutil.rmtree(self.kernel_parts)
 
     @property
     def probe(self) -> Path:

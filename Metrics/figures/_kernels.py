@@ -96,20 +96,30 @@ def draw_spectrum(cache: Cache, layers: Sequence[Layer], options: Options) -> Fi
     rates = [Line(whole.beside["lr"], "of the run", style.MEASURED)]
     if np.isfinite(whole.beside["largest lr"]).any():
         rates.append(Line(whole.beside["largest lr"], "largest stable", style.EXACT))
-    conditions = [
-        Line(x.beside["condition number"], n) for x, n in ((whole, "Θ"), (centred, "centred"))
-    ]
+    of = {
+        name: x.beside["condition number"]
+        for name, x in (("Θ", whole), ("centred", centred))
+        if x.units
+    }
+    conditions = [Line(values, name) for name, values in of.items() if np.isfinite(values).any()]
+    beyond = " and ".join(name for name, values in of.items() if np.isnan(values).any())
     note = f"largest stable: {whole.note}" * bool(whole.note)
     spectra = {"eigenvalues": whole, "eigenvalues, centred": centred}
     plots = [
-        *(_eigenvalues(title, of.measured, cache) for title, of in spectra.items() if of.units),
+        *(_eigenvalues(title, x.measured, cache) for title, x in spectra.items() if x.units),
         Plot("learning rate", rates, logarithmic=True, room=0.35, note=note),
         *(
-            Plot(f"effective ranks{of}", _ranks(x), logarithmic=True, room=0.5)
-            for of, x in (("", whole), (", centred", centred))
+            Plot(f"effective ranks{part}", _ranks(x), logarithmic=True, room=0.5)
+            for part, x in (("", whole), (", centred", centred))
             if x.units
         ),
-        Plot("condition number", conditions, logarithmic=True, room=0.35),
+        Plot(
+            "condition number",
+            conditions,
+            logarithmic=True,
+            room=0.35,
+            note=f"{beyond}: infinite where λ_N is rounding" * bool(beyond),
+        ),
     ]
     return draw_plots(cache, plots, options)
 

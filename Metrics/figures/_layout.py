@@ -37,7 +37,9 @@ class Cell:
         return self.lower or self.main
 
 
-def grid(count: int, lower: bool, header: float, notes: bool = False) -> tuple[Figure, list[Cell]]:
+def grid(
+    count: int, lower: bool, header: float, notes: bool = False, labels: bool = False
+) -> tuple[Figure, list[Cell]]:
     """A figure of ``count`` panels: one in a page's column, more across the page.
 
     Args:
@@ -45,13 +47,15 @@ def grid(count: int, lower: bool, header: float, notes: bool = False) -> tuple[F
         lower: whether each has a lower panel for residuals.
         header: room above the panels, in inches.
         notes: whether each needs a line for a note under its title.
+        labels: whether others than the lowest name their horizontal axes.
     """
     columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
     width = COLUMN_WIDTH if count == 1 else PAGE_WIDTH
     panel = (width - _LEFT - _RIGHT - (columns - 1) * _GAP) / columns
     title = _TITLE + notes * _NOTE
-    row = title + _MAIN + lower * (_SPACE + _LOWER) + _TICKS
-    figure = Figure(figsize=(width, header + -(-count // columns) * row + _X_LABEL))
+    row = title + _MAIN + lower * (_SPACE + _LOWER) + _TICKS + labels * _X_LABEL
+    last = 0 if labels else _X_LABEL
+    figure = Figure(figsize=(width, header + -(-count // columns) * row + last))
     cells = []
     for i in range(count):
         left = _LEFT + (i % columns) * (panel + _GAP)

@@ -77,7 +77,9 @@ def draw_linearized(cache: Cache, layers: Sequence[Layer], options: Options) -> 
         if np.isfinite(of[name].measured).any()
     ]
     outputs = of["outputs"]
-    gaps = [Line(outputs.measured[:, 0], "", style.MEASURED), *_ways(outputs)]
+    unmoved = outputs.measured[:, 0] == 0  # at the reference: errors there are rounding
+    errors = [replace(x, values=np.where(unmoved, np.nan, x.values)) for x in _ways(outputs)]
+    gaps = [Line(outputs.measured[:, 0], "", style.MEASURED), *errors]
     plots.append(Plot("outputs: change, and errors", gaps, logarithmic=True))
     known = [way for way in _WAYS if np.isfinite(outputs.beside[way]).any()]
     looks = [style.MEASURED | {"color": style.colours(1)[0]}, *(_WAYS[way][1] for way in known)]

@@ -113,7 +113,8 @@ def draw_plots(
     """
     keyed = replace(options, legend=options.legend and legend is not None)
     above = _rows_with_notes(plots, bool(note))
-    figure, cells = grid(len(plots), False, header_height(len(plots), keyed), bool(above))
+    named = any(isinstance(plot, Plot) and plot.over for plot in plots[:-_IN_A_ROW])
+    figure, cells = grid(len(plots), False, header_height(len(plots), keyed), bool(above), named)
     for i, (cell, plot) in enumerate(zip(cells, plots, strict=True)):
         draw: Callable[..., None] = _draw_image if isinstance(plot, Image) else _draw_lines
         draw(cell, plot, cache, options, i // _IN_A_ROW in above)

@@ -141,7 +141,10 @@ def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[flo
     rates = cache.rates[cache.groups == group]
     beside = max(1.3, float(rates.max() / rates.min()) ** 0.05)
     axes.set_xlim(rates.min() / beside, rates.max() * beside)
-    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    if rates.min() < rates.max():
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    else:  # mostly between two powers of ten
+        axes.set_xticks(rates[:1], [style.number(rates[0])])
     axes.xaxis.set_minor_locator(NullLocator())
     for n, colour in colours.items():
         some = (cache.groups == group) & (cache.widths == n)

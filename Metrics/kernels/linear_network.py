@@ -29,7 +29,6 @@ from Training.function_space import (
     stretches,
     train_on_batches,
 )
-from Utils.errors import UserError
 
 _LARGEST_STIFF = 1500
 """Equations that the solver of gradient flow takes: its Jacobian is dense."""
@@ -117,10 +116,9 @@ class LinearNetwork(Linear):
         training, schedule = self._model_at.training, self._model_at.schedule
         if reason := self._late():
             return reason
-        try:
-            return sgd_rules(training, schedule, self.moving.scales)[self._start :]
-        except UserError as error:
-            return str(error)
+        if reason := self.moving.why_not:
+            return f"training in function space: {reason}"
+        return sgd_rules(training, schedule, self.moving.scales)[self._start :]
 
     @property
     def _traces(self) -> bool:

@@ -14,7 +14,7 @@ from Metrics.tangent.network import Network
 from Metrics.tangent.passes import Pass, record
 from Metrics.tangent.pieces import Product, pull_back
 from Metrics.tangent.plan import Plan
-from Metrics.tangent.rows import jacobian_rows
+from Metrics.tangent.rows import flat, jacobian_rows
 from Metrics.tangent.schedule import blocks
 from Metrics.tangent.terms import Occurrence, Term
 
@@ -89,7 +89,7 @@ class _Collector:
             names = [name for term in self._again for name in term.names]
             found = jacobian_rows(self._network, inputs, names)
             for term in self._again:
-                self._row(term, part, slice(None), found[term.names[0]].flatten(2))
+                self._row(term, part, slice(None), flat(found[term.names[0]]))
         if not (self._rows or self._factors):
             return
         here = record(self._network, inputs)
@@ -232,7 +232,7 @@ def _summed(network: Network, here: Pass, term: Term, derivatives: Derivatives) 
         if isinstance(piece, Product):
             found = piece.arranged(piece.rows(piece.unfold(piece.inputs), found))
         found = pull_back(piece.source, parameter, found.reshape(*lead, *piece.source.shape))
-        found = found.flatten(2)
+        found = flat(found)
         rows = found if rows is None else rows + found
     if rows is None:
         rows = parameter.new_zeros(*here.logits.shape, parameter.numel())

@@ -6,7 +6,7 @@ from Metrics.tangent.assembly import Kernels, above_diagonal
 from Metrics.tangent.contraction import Gram
 from Metrics.tangent.network import Network, Rows
 from Metrics.tangent.plan import Plan
-from Metrics.tangent.rows import coupled_rows, jacobian_rows
+from Metrics.tangent.rows import coupled_rows, flat, jacobian_rows
 from Metrics.tangent.schedule import blocks
 from Utils.amounts import bytes_text
 from Utils.errors import UserError
@@ -84,4 +84,4 @@ def _rows(network: Network, batch: Tensor, examples: slice, chunk: int) -> Rows:
         found = coupled_rows(network, batch, names, examples)
     else:
         found = jacobian_rows(network, batch[examples], names, chunk)
-    return {name: rows.flatten(2) for name, rows in found.items()}
+    return {name: flat(rows) for name, rows in found.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from Metrics.tangent.network import Network
-from Metrics.tangent.rows import coupled_rows
+from Metrics.tangent.rows import coupled_rows, flat
 
 
 def dense_kernels(
@@ -28,7 +28,7 @@ def dense_kernels(
         batch = batch.double() if batch.is_floating_point() else batch
         exact = coupled_rows(network, batch, list(network.parameters))
         return {
-            layer: torch.cat([exact[name].flatten(2) for name in names], 2)
+            layer: torch.cat([flat(exact[name]) for name in names], 2)
             for layer, names in network.layers.items()
         }
 

@@ -65,3 +65,8 @@ def coupled_rows(
         for row, gradient in zip(rows.values(), gradients, strict=True):
             row[index] = gradient
     return {name: torch.unflatten(row, 0, logits.shape) for name, row in rows.items()}
+
+
+def flat(rows: Tensor) -> Tensor:
+    """[N, C, *shape] as [N, C, numbers]; a parameter without dimensions is one number."""
+    return rows.flatten(2) if rows.dim() > 2 else rows[..., None]

@@ -5,7 +5,7 @@ cache holds already is not measured again. Then exponents are fitted to all ther
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +114,21 @@ def cache_experiment(
         entries = [METRICS[name] for name in config.metric_names()]
         paths = {e.name: experiment.fetch(experiment.cache(e.name, config.suffix)) for e in entries}
         stored = {name: Measurements(path, config.overwrite) for name, path in paths.items()}
-        new, failed = measure(config, members, stored)
+        new, lacking, failed = measure(config, members, stored)
         told = "%d new checkpoints of %d runs measured"
         log.info(told, new, sum(1 for member in members if member.steps))
         found = []
         for entry in entries:
             path = paths[entry.name]
-            found.append(_fit(entry, path, members, stored[entry.name]))
+            without = lacking[entry.name]
+            if without:
+                which = ", ".join(sorted(without)) if len(without) < 3 else f"{len(without)} runs"
+                log.info(
+                    "%s: %s without outputs on the probe batch; run extract.py --probe logits, "
+                    "and then this again",
+                    *(entry.name, which),
+                )
+            found.append(_fit(entry, path, members, stored[entry.name], without))
             for reason, names in found[-1].left_out.items():
                 text = "%s: --width inf of %s left out: %s"
                 log.info(text, entry.name, _named(names), reason)
@@ -172,15 +180,21 @@ def disagreement(found: Sequence[Findings]) -> bool:
 
 
 def _fit(
-    entry: MetricEntry, path: Path, members: Sequence[Member], stored: Measurements
+    entry: MetricEntry,
+    path: Path,
+    members: Sequence[Member],
+    stored: Measurements,
+    lacking: Collection[str],
 ) -> Findings:
-    """Fit all exponents of a metric, and write its cache."""
+    """Fit all exponents of a metric, and write its cache; some members may lack its numbers."""
     metric: WidthMetric = entry.load()()
     outside = refused(metric, members)
     measured = [
         m
         for m in members
-        if (m.name, 0) in stored.sources or (metric.counts_diverged and m.diverged is not None)
+        if (m.name, 0) in stored.sources
+        or m.name in lacking
+        or (metric.counts_diverged and m.diverged is not None)
         if m.name not in outside
     ]
     groups = grouped(measured, metric.within)

@@ -85,8 +85,8 @@ class WidthMetric(Protocol):
     def counts_diverged(self) -> bool:
         """Whether runs that have diverged take part, also those without features."""
 
-    def measure(self, checkpoint: Checkpoint) -> Values:
-        """The numbers of one run at one step."""
+    def measure(self, checkpoint: Checkpoint) -> Values | None:
+        """The numbers of one run at one step; ``None`` if features lack the outputs it reads."""
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
         """What exponents are fitted to, of a group of runs."""

@@ -199,7 +199,7 @@ def _run(point: Mapping[str, Any], shown: Sequence[str]) -> Run:
     if _effective(validate(TrainConfig, content, "sweep")) != _effective(config):
         content = {name: flat[name] for name in sorted(values) if name not in WITHOUT_EFFECT}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    label = ",".join(f"{name}={_brief(flat[name])}" for name in shown)
+    label = ",".join(f"{name}={_brief(flat[name])}" for name in shown if flat[name] is not None)
     prefix = file_name(label) or "run"
     flags = {name: flat[name] for name in values if flat[name] is not None}
     return Run(f"{prefix}-{digest[:_DIGITS_OF_THE_ID]}", flags)

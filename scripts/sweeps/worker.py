@@ -138,7 +138,8 @@ def _train_all(experiment: Experiment, taken: Sequence[tuple[Run, Claim]]) -> No
         held.note(stage="train")
     size = str(len(taken))
     sys.argv = ["scripts/sweep.py", "--experiment", experiment.name, "--together", size]
-    print(f"\ntraining together: {', '.join(run.expid for run, _ in taken)}", flush=True)
+    first, last = taken[0][0].expid, taken[-1][0].expid
+    print(f"\ntraining together: {size} runs, {first} to {last}; the first says:", flush=True)
     folders = [experiment.folder(run) for run, _ in taken]
     try:
         configs = _train_configs(experiment, [run for run, _ in taken])

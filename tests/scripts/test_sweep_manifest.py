@@ -124,6 +124,17 @@ def test_a_grid_is_all_combinations() -> None:
     assert runs[0].expid.startswith("width=16,lr=0.00625,seed=0-")
 
 
+def test_a_run_is_not_called_by_what_it_has_none_of() -> None:
+    """Infinite width has no initial weights, and so no seed of them."""
+    flags = {"model": "fc", "depth": 2, "param": "ntk", "loss": "mse", "lr": 0.1}
+    names = ids(**flags, width=[16, "inf"], init_seed=[1, 2])
+    assert [name.rpartition("-")[0] for name in names] == [
+        "width=16,init_seed=1",
+        "width=16,init_seed=2",
+        "width=inf",
+    ]
+
+
 def test_ids_are_frozen() -> None:
     """Folders of old sweeps must be found by later versions."""
     assert ids(model="fc", width=[16], lr="0.1", seed=0) == ["run-d9a3f51a"]

@@ -106,6 +106,19 @@ def test_init_seeds_are_of_initial_weights_alone(tmp_path: Path) -> None:
     assert probes[0] == probes[1] != probes[2]
 
 
+def test_every_member_has_a_log_of_its_own_and_the_first_is_heard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert together(tmp_path, "--param ntk --no-laws") == [0, 0, 0]
+    heard = capsys.readouterr().err
+    for index, run in enumerate(folders(tmp_path)):
+        said = (run.logs / "run.log").read_text()
+        assert said.count("parametrization ntk:") == 1
+        loss = f"train_loss {checkpoint(run, STEPS)['train_loss']:.4g}"
+        assert said.count(f"step {STEPS}/{STEPS} ") == said.count(loss) == 1
+        assert (loss in heard) is (index == 0)
+
+
 def test_a_member_that_diverges_ends_alone(tmp_path: Path) -> None:
     members = ["--seed 1", "--seed 1 --lr 1e100", "--seed 2"]
     outcomes = together(tmp_path, "--observe-freq 1", members)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from Utils.errors import UserError
-from Utils.logging import progress, stage_logger
+from Utils.logging import close, progress, stage_logger
 
 
 def test_lines_go_to_stderr_and_dated_to_the_file(
@@ -60,3 +60,18 @@ def test_progress_gives_every_item_and_writes_nothing_to_a_file(
 ) -> None:
     assert list(progress(range(5), "counting")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == ""
+
+
+def test_runs_at_work_together_have_logs_of_their_own_and_one_is_heard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / name / "run.log" for name in "ab"]
+    heard, other = (stage_logger("train", path, beside=i > 0) for i, path in enumerate(paths))
+    heard.info("of a")
+    other.info("of b")
+    other.warning("of b, too")
+    close(other)
+    assert capsys.readouterr().err == "train: of a\ntrain: of b, too\n"
+    lines = [path.read_text().splitlines() for path in paths]
+    assert [line.rpartition(": ")[2] for line in lines[0]] == ["of a"]
+    assert [line.rpartition(": ")[2] for line in lines[1]] == ["of b", "of b, too"]

@@ -55,6 +55,19 @@ class Recurrent(nn.Module):
         return self.last(self.memory(x)[0][:, -1])  # type: ignore[no-any-return]
 
 
+class Scalars(nn.Module):
+    """Numbers as parameters: as they are, in a function, in a call that no rule knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.temperature, self.shift, self.slope = (nn.Parameter(torch.randn(())) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x)) * self.temperature.exp() + self.shift
+        return self.last(torch.where(h > 0, h, self.slope / (1 + h * h)))  # type: ignore[no-any-return]
+
+
 class Merged(nn.Module):
     """Tokens merged into the batch, places first in the middle: only the first is understood."""
 
@@ -187,6 +200,7 @@ CASES: Mapping[str, Case] = {
     "shared": Case(Shared, _reals(3, 4)),
     "embedding": Case(lambda: Tokens(tied=False), _indices),
     "tied embedding": Case(lambda: Tokens(tied=True), _indices),
+    "scalars": Case(Scalars, _reals(6)),
     "merged positions": Case(Merged, _reals(3, 4)),
     "weights made of parameters": Case(_made_of, _reals(6)),
     "multi-head attention": Case(_encoder, _reals(3, 8)),
