@@ -8,6 +8,7 @@ would be anyway, nor which values its neighbours in the grid have.
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,15 @@ def load_manifest(folder: Path) -> tuple[list[Run], dict[str, tuple[str, ...]]]:
     missing = "this experiment has no sweep yet; say what to vary, as in --lr 0.1 0.2"
     content = read_json(folder / _FILE, missing, "give the sweep's flags once more")
     runs = [Run(expid, flags) for expid, flags in content["runs"].items()]
+    runs.sort(key=lambda run: _by_numbers(run.expid))
     return runs, {stage: tuple(flags) for stage, flags in content["stages"].items()}
+
+
+def _by_numbers(expid: str) -> list[str | float]:
+    """Orders ``width=64`` before ``width=128``: texts and numbers in turn."""
+    parts: list[str | float] = [*re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", expid)]
+    parts[1::2] = map(float, parts[1::2])
+    return parts
 
 
 def _summary(mistakes: Mapping[str, Sequence[str]]) -> Iterator[str]:
