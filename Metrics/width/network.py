@@ -35,6 +35,9 @@ AGAIN = "run extract.py again"
 
 _UNREAD = no_laws("no metric of experiments is about laws")
 
+_KERNELS = {"kernel": "traced", "kernel_on": "probe", "reference": 0}
+"""Of which kernels metrics of experiments are, whatever metrics of runs are asked for."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -132,7 +135,7 @@ class Checkpoint:
 
     @property
     def initial_kernels(self) -> dict[str, Floats]:
-        """The same at ``--reference``, which is step 0 unless asked for otherwise."""
+        """The same at step 0."""
         return dict(self._network.kernel_at.reference.kernel.layers)
 
     def weighted_kernel(self, factors: Mapping[str, float]) -> Floats:
@@ -175,7 +178,8 @@ class Network:
         self.member, self._run = member, member.run
         self.model_at = ModelAt(member.run, dict(member.hyperparameters), config)
         said = dict(member.hyperparameters)
-        self.kernel_at = EmpiricalKernelAt(member.run, said, config, _UNREAD, self.model_at)
+        same = config.model_copy(update=_KERNELS)
+        self.kernel_at = EmpiricalKernelAt(member.run, said, same, _UNREAD, self.model_at)
 
     @contextmanager
     def at(self, step: int) -> Iterator[Checkpoint]:

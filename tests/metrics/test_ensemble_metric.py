@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.optimize import curve_fit
-from scipy.stats import chi2
 
 from Metrics.fits import fit_power
 from Metrics.width.samples import sample
@@ -47,7 +47,7 @@ def test_statistics_are_those_of_all_pairs() -> None:
     expected = student * np.std(pseudo, ddof=1) / np.sqrt(7)
     assert found.variance_interval == pytest.approx(expected)
     assert found.mean_within == np.mean(np.abs(d.mean(0)) < 1.959964 / np.sqrt(7))
-    low, high = chi2.ppf([0.025, 0.975], 6)
+    low, high = stats.chi2.ppf([0.025, 0.975], 6)
     squares = 6 * d.var(0, ddof=1)
     assert found.variance_within == np.mean((low < squares) & (squares < high))
 
@@ -67,6 +67,29 @@ def test_intervals_hold_what_they_should() -> None:
         assert np.mean(held) > 0.9
         assert np.mean(missed) > 0.88  # of so few networks
         assert (np.mean(apart) < 0.12) == (shift == 0)
+
+
+def test_noise_is_the_spread_of_means_without_a_deviation() -> None:
+    """Of 1500 samples of 12 networks, whose outputs depend on each other."""
+    rng = np.random.default_rng(5)
+    mix = np.linalg.cholesky(np.array([[1.0, 0.6, 0], [0.6, 1, 0.3], [0, 0.3, 1]])).T
+    found = [sample(rng.normal(size=(12, 3)) @ mix) for _ in range(1500)]
+    spread = np.std([one.mean for one in found])
+    noise = np.sqrt(np.mean([one.mean_noise**2 for one in found])) / stats.norm.ppf(0.975)
+    assert noise == pytest.approx(spread, rel=0.1)
+
+
+def test_parts_within_are_those_of_the_laws_of_means_and_variances() -> None:
+    networks = 4
+    d = np.random.default_rng(6).normal(size=(networks, 5000))
+    mean = np.abs(d.sum(0)) < stats.norm.ppf(0.975) * np.sqrt(networks)
+    low, high = stats.chi2.interval(0.95, networks - 1)
+    squares = np.square(d - d.mean(0)).sum(0)
+    found = sample(d)
+    assert found.mean_within == mean.mean()
+    assert found.variance_within == ((low < squares) & (squares < high)).mean()
+    assert found.mean_within == pytest.approx(0.95, abs=0.01)
+    assert found.variance_within == pytest.approx(0.95, abs=0.01)
 
 
 def test_the_law_of_linear_networks_is_exactly_that_of_the_ensemble() -> None:

@@ -32,7 +32,7 @@ def test_alignment_is_a_cosine_with_the_targets() -> None:
 
 
 def test_centring_ignores_constants() -> None:
-    kernel, y = gram(9, 4), np.eye(3)[np.arange(9) % 3]
+    kernel, y = gram(9, 4), np.eye(3)[[0, 0, 0, 0, 0, 1, 1, 2, 2]]
     shift = RANDOM.standard_normal(9)
     shifted = kernel + shift[:, None] + shift[None]
     aligned = measures.centred_alignment(kernel, y)
@@ -82,6 +82,9 @@ def test_ranks_of_two_eigenvalues() -> None:
     assert measures.participation_ratio(values) == pytest.approx(16 / 10)
     assert measures.stable_rank(values) == pytest.approx(4 / 3)
     assert measures.condition_number(values, 1e-16) == pytest.approx(3)
+    many = np.concatenate([np.ones(9), [2e-15]])  # above the rounding 10 ε of a matrix of 10
+    assert measures.condition_number(many, 1e-16) == pytest.approx(5e14)
+    assert measures.condition_number(many, 3e-16) == np.inf
 
 
 def test_principal_angles_of_turned_planes() -> None:

@@ -115,22 +115,23 @@ def test_the_preconditioner_is_what_steps_are_divided_by(kind: Any) -> None:
     assert own.inverse(lambda name: None) is None
 
 
-GROUPS: dict[str, tuple[Any, dict[str, Any], tuple[float, float]]] = {
-    "sgd": (SGD, {}, (0.0, 0.0)),
-    "sgd, decay": (SGD, {}, (3.0, 0.0)),
-    "heavy ball": (SGD, {"momentum": 0.9, "dampening": 0.3}, (0.5, 2.0)),
-    "nesterov": (SGD, {"momentum": 0.6, "nesterov": True}, (0.0, 1.0)),
-    "adam": (Adam, {"betas": (0.9, SLOW)}, (1.0, 0.5)),
-    "adamw, the same decay per step": (AdamW, {"betas": (0.8, SLOW)}, (2.0, 0.5)),
-    "rmsprop": (RMSprop, {"alpha": SLOW, "momentum": 0.5}, (0.0, 0.3)),
+GROUPS: dict[str, tuple[Any, dict[str, Any], tuple[float, float], int]] = {
+    "sgd": (SGD, {}, (0.0, 0.0), 4),
+    "sgd, decay": (SGD, {}, (3.0, 0.0), 4),
+    "sgd, decay of one": (SGD, {}, (3.0, 0.0), 1),
+    "heavy ball": (SGD, {"momentum": 0.9, "dampening": 0.3}, (0.5, 2.0), 4),
+    "nesterov": (SGD, {"momentum": 0.6, "nesterov": True}, (0.0, 1.0), 4),
+    "adam": (Adam, {"betas": (0.9, SLOW)}, (1.0, 0.5), 4),
+    "adamw, the same decay per step": (AdamW, {"betas": (0.8, SLOW)}, (2.0, 0.5), 4),
+    "rmsprop": (RMSprop, {"alpha": SLOW, "momentum": 0.5}, (0.0, 0.3), 4),
 }
-"""Class, flags, and decays of two parameters, of which the second has four times the rate."""
+"""Class, flags, decays of two parameters, and by how much the second's rate is larger."""
 
 
 @pytest.mark.parametrize("case", GROUPS)
 def test_parameters_with_rates_of_their_own(case: str) -> None:
     """On a curvature that couples the two, scaled to lie just below and above the threshold."""
-    kind, options, decays = GROUPS[case]
+    kind, options, decays, larger = GROUPS[case]
     coupled = torch.tensor([[2.0, 1.0], [1.0, 1.5]], dtype=torch.float64)
     squares = {"exp_avg_sq": (0.04, 0.09), "square_avg": (0.04, 0.09), "step": (1e10, 1e10)}
 
@@ -138,7 +139,7 @@ def test_parameters_with_rates_of_their_own(case: str) -> None:
         theta = [nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in "ab"]
         groups = [
             {"params": [one], "lr": LR * rate, "weight_decay": decay}
-            for one, rate, decay in zip(theta, (1, 4), decays, strict=True)
+            for one, rate, decay in zip(theta, (1, larger), decays, strict=True)
         ]
         optimizer: Optimizer = kind(groups, lr=LR, **options)
         return theta, optimizer
@@ -192,6 +193,26 @@ def _remember(
         state = optimizer.state[one]
         kept = {name: v[k] for name, v in squares.items() if state.get(name) is not None}
         state.update({name: torch.full_like(state[name], v) for name, v in kept.items()})
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW, RMSprop])
+def test_a_rate_of_its_own_is_like_another_learning_rate(kind: Any) -> None:
+    """Decay included, which AdamW multiplies by the rate."""
+    theta = nn.Parameter(torch.ones(1))
+    state = {"exp_avg_sq": SQUARES, "square_avg": SQUARES, "step": 3.0}
+    curvatures = []
+    for default, rate in ((LR, 4 * LR), (4 * LR, 4 * LR)):
+        optimizer = kind([{"params": [theta], "lr": rate}], lr=default, weight_decay=1.5)
+        edge = stability(optimizer, default)
+        assert edge is not None
+        curvature = edge.threshold
+        if edge.preconditioned is not None:
+            own = edge.preconditioned[theta]
+            inverse = own.inverse(lambda name: torch.tensor([state[name]]))
+            assert inverse is not None
+            curvature = curvature / float(inverse) - own.decay
+        curvatures.append(curvature)
+    assert curvatures[0] == pytest.approx(curvatures[1], rel=1e-6)
 
 
 def test_first_steps_have_rates_of_their_own() -> None:

@@ -197,6 +197,8 @@ def test_independent_and_aligned_products_have_their_log_alignment() -> None:
     aligned = alignments(torch.ones_like(w), ones, ones @ torch.ones_like(w).T)
     assert aligned == pytest.approx({"alignment": 1, "log alignment": 1})
     assert alignments(w, torch.zeros_like(x), torch.zeros(200, 300)) == {}  # behind dead neurons
+    one = torch.randn(64, 1), torch.randn(30, 1)  # log 1 is no unit
+    assert alignments(*one, one[1] @ one[0].T) == {}
 
 
 def test_biases_of_torch_are_a_part_of_the_beginning(tmp_path: Path) -> None:

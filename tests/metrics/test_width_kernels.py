@@ -58,6 +58,18 @@ def test_changes_are_those_of_kernels_weighted_by_learning_rates(tmp_path: Path)
         assert row["kernel"][0] == pytest.approx(np.trace(start) / 8, rel=1e-10)
 
 
+def test_flags_of_metrics_of_runs_do_not_change_the_kernel(tmp_path: Path) -> None:
+    path = make(tmp_path / "e", f"{FLAGS} --param ntk", "1", (16,))
+    other = "--reference 1 --kernel full --kernel-on train --examples 16 --suffix=-other"
+    rows = []
+    for flags in ("", other):
+        (found,) = cached(path, f"--metrics ntk-change {flags}")
+        rows.append(row_of(found, "w16-s1", "fc2"))
+    assert rows[0]["kernel change"][1] > 1e-3
+    for name in ("kernel", "kernel change"):
+        np.testing.assert_array_equal(rows[0][name], rows[1][name])
+
+
 def test_the_kernel_changes_by_one_over_the_width_in_the_kernel_regime(tmp_path: Path) -> None:
     path = make(tmp_path / "e", f"{FLAGS} --param ntk", "1", (32, 64, 128, 256), (1, 2, 3, 4))
     (found,) = cached(path, "--metrics ntk-change")

@@ -126,8 +126,9 @@ def test_gains_keep_the_size_of_preactivations() -> None:
 
 
 def test_transformers_take_no_gain() -> None:
-    """As normalisations keep the size of what their sums add up."""
-    found = build(model="vit", depth=1, heads=2, patch_size=2, width=64, param="ntk")
+    """As normalisations keep the size of what their sums add up, whatever lies between."""
+    flags = {"depth": 1, "heads": 2, "patch_size": 2, "nonlinearity": "relu"}
+    found = build(model="vit", width=64, param="ntk", **flags)
     for name in ("attention.k", "attention.v", "mlp.up"):
         weight = found[f"blocks.0.{name}.weight"]
         assert float(weight.std()) * weight.shape[1] ** 0.5 == pytest.approx(1, rel=0.05)
