@@ -1,5 +1,6 @@
 """The flags of stage 3."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -7,6 +8,7 @@ from pydantic import Field
 from Metrics.registry import DEFAULT_METRICS, IF_NAMED, OF_EXPERIMENTS, own_names
 from Utils.config import Names, PathPart, RunConfig
 from Utils.devices import DeviceName
+from Utils.errors import UserError
 
 
 class CacheConfig(RunConfig):
@@ -59,6 +61,16 @@ class CacheConfig(RunConfig):
         description="Exit with 1 if an exponent of an experiment's metrics contradicts its "
         "prediction, or fewer than 95 % of a group's agree.",
     )
+
+    @property
+    def run_path(self) -> Path:
+        """As every stage's; tells what needs no --expid, too."""
+        if self.experiment and not self.expid:
+            raise UserError(
+                "--expid is missing; give the run a name, as in --expid demo, or, for all runs "
+                "together, metrics of experiments, as in --metrics coordinates"
+            )
+        return super().run_path
 
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""

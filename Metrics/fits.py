@@ -46,6 +46,8 @@ class Fit:
         last_octave: the same slope over widths from half of the largest on.
         widths: how many there are.
         seeds: how many there are.
+        bend: half of the 95 % interval over seeds of the difference of these two slopes; 0
+            where a single seed does not tell.
     """
 
     exponent: float
@@ -53,6 +55,7 @@ class Fit:
     last_octave: float
     widths: int
     seeds: int
+    bend: float = 0.0
 
     @property
     def pre_asymptotic(self) -> bool:
@@ -76,7 +79,7 @@ class Fit:
         error, margin = abs(self.exponent - float(predicted)), MARGIN + self.interval
         if error <= margin:
             return "agrees" if margin < RESOLUTION else "undecided"
-        falls = self.last_octave < self.exponent - PRE_ASYMPTOTIC
+        falls = self.last_octave < self.exponent - max(PRE_ASYMPTOTIC, self.bend)
         within = least is not None and float(least) - margin <= self.exponent <= float(predicted)
         if within and not falls:
             return "pre-asymptotic"
@@ -110,12 +113,14 @@ def fit_exponent(
     if not lines:
         return None
     slopes = np.array([_slope(x, y) for x, y in lines])
+    octaves = np.array([_last_octave(x, y) for x, y in lines])
     return Fit(
         exponent=float(slopes.mean()),
         interval=interval_of_mean(slopes) if len(lines) > 1 else _regression_interval(*lines[0]),
-        last_octave=float(np.mean([_last_octave(x, y) for x, y in lines])),
+        last_octave=float(octaves.mean()),
         widths=len(np.unique(np.concatenate([x for x, _ in lines]))),
         seeds=len(lines),
+        bend=interval_of_mean(octaves - slopes) if len(lines) > 1 else 0.0,
     )
 
 

@@ -83,7 +83,7 @@ class ModelConfig(Config):
     width: Width = Field(
         None,
         description="Neurons or channels of each hidden layer or token; inf: the limit of the "
-        "same network as they grow, trained in function space (--param ntk or sp-lr1n).",
+        "same network as they grow, trained in function space (--param ntk, sp-lr1n or hybrid:s).",
     )
     nonlinearity: str | None = Field(
         None, description="The elementwise function after each hidden layer, listed above."

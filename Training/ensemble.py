@@ -272,9 +272,9 @@ def train_together(
         beginnings = _beginnings(backend, configs, runs, held)
         members = []
         for config, beginning in zip(configs, beginnings, strict=True):
-            keeper, test = beginning.keeper, beginning.dataset.test
-            recorder = keeper.recorder(beginning)
-            members.append(_Member(config, beginning.state, test, recorder, keeper.log))
+            state, keeper = beginning.state, beginning.keeper
+            recorder, test = keeper.recorder(state, beginning.is_new), beginning.dataset.test
+            members.append(_Member(config, state, test, recorder, keeper.log))
             if beginning.is_new:
                 members[-1].begin()
         if len({member.state.step for member in members}) > 1:

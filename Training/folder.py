@@ -78,11 +78,12 @@ def clear(run: RunFolder) -> None:
         UserError: an extraction or caching of the run is going on, or a file cannot be deleted.
     """
     with run.lock("extract"), run.lock("cache"):
-        for path in _files_of(run):
-            try:
+        try:
+            run.remove_kernel_parts()
+            for path in _files_of(run):
                 run.remove(path)
-            except OSError as error:
-                raise storage_error(error, path) from error
+        except OSError as error:
+            raise storage_error(error, run.path) from error
 
 
 def _files_of(run: RunFolder) -> Iterator[Path]:

@@ -43,18 +43,27 @@ class Diverged(UserError):
 
     Attributes:
         step: the update that led to it.
+        what: went wrong.
     """
 
-    step = 0
+    step, what = 0, ""
 
     @classmethod
-    def at(cls, step: int, what: str) -> Self:
-        """The error of a step; ``what`` went wrong, as in "loss of step 3 is nan"."""
-        error = cls(
-            f"the {what}; all that was saved before is kept; "
-            "lower --lr, or use --warmup-steps or --clip-norm"
-        )
-        error.step = step
+    def at(
+        cls,
+        step: int,
+        what: str,
+        advice: str = "lower --lr, or use --warmup-steps or --clip-norm",
+    ) -> Self:
+        """The error of a step.
+
+        Args:
+            step: the update.
+            what: went wrong, as in "loss of step 3 is nan".
+            advice: what helps.
+        """
+        error = cls(f"the {what}; all that was saved before is kept; {advice}")
+        error.step, error.what = step, what
         return error
 
 

@@ -32,6 +32,8 @@ def parse_mapping(text: str, where: str, lines: str) -> dict[str, Any]:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+    if content is None:
+        raise UserError(f"{where}: is empty; write '{lines}' lines")
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected '{lines}' lines, found {type(content).__name__}")
     return {str(key): value for key, value in content.items()}

@@ -6,6 +6,7 @@
         hyperparameters.json      the resolved configuration and its provenance
         symmetries.h5             the conservation laws found in the model
         kernels.h5                of a network of infinite width: its kernels between examples
+        kernels.parts/            what is done of them while they are computed
         ckpt/step{N}.tar          checkpoints, N = number of updates done
         feats/step{N}.h5          features; feats/probe.h5 the probe batch
         cache/{metric}{suffix}.h5 measured and predicted curves
@@ -16,6 +17,7 @@
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ from Utils.storage import read_json, write_json
 
 _CHECKPOINT = re.compile(r"step(\d+)\.tar")
 _FEATURES = re.compile(r"step(\d+)\.h5")
+
+_LONGEST_LABEL = 150
 
 _WRITES = {
     "train": (
@@ -51,6 +55,11 @@ _EXPERIMENT_WRITES = {
     "plot": ("report*.html", "img/*.*"),
 }
 """The same, of the stages that work on a whole experiment."""
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file's name: ``"param=hybrid:0.5"`` is ``param=hybrid_0.5``."""
+    return re.sub(r"[^\w.,=+-]+", "_", label).lstrip(".-")[:_LONGEST_LABEL]
 
 
 class Remote(Protocol):
@@ -184,6 +193,15 @@ class RunFolder(Folder):
     @property
     def kernels(self) -> Path:
         return self.path / "kernels.h5"
+
+    @property
+    def kernel_parts(self) -> Path:
+        return self.path / "kernels.parts"
+
+    def remove_kernel_parts(self) -> None:
+        """Delete what is kept of kernels, if anything is; raises :class:`OSError`."""
+        if self.kernel_parts.exists():
+            shutil.rmtree(self.kernel_parts)
 
     @property
     def probe(self) -> Path:

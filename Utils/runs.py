@@ -7,7 +7,11 @@ from pathlib import Path
 from Utils.buckets.places import BucketPlace, bucket_place
 from Utils.config import RunConfig
 from Utils.errors import StorageError, UserError
+from Utils.registry import unknown
 from Utils.rundir import ExperimentFolder, Folder, RunFolder
+
+_MANY = 12
+"""Experiments that are named in a message."""
 
 
 def open_run(config: RunConfig) -> AbstractContextManager[RunFolder]:
@@ -37,6 +41,8 @@ def open_experiment(config: RunConfig) -> Iterator[tuple[ExperimentFolder, list[
     path, place = config.experiment_path, bucket_place(config.save_dir)
     if place is None:
         experiment = ExperimentFolder(path)
+        if not path.is_dir():
+            raise UserError(_nowhere(config))
         yield experiment, [RunFolder(run) for run in experiment.runs()]
         return
     from Utils.buckets.working_copy import Layout, WorkingCopy
@@ -45,6 +51,12 @@ def open_experiment(config: RunConfig) -> Iterator[tuple[ExperimentFolder, list[
     experiment = ExperimentFolder(path, WorkingCopy(whole, Layout()))
     with _shown(experiment):
         yield experiment, [_run_in_bucket(run, whole / run.name) for run in experiment.runs()]
+
+
+def _nowhere(config: RunConfig) -> str:
+    found = sorted(each.name for each in config.experiment_path.parent.glob("[!.]*/"))
+    listing = f"see {config.save_dir}" if len(found) > _MANY else ""
+    return f"--experiment: {unknown('experiment', config.experiment, found, listing=listing)}"
 
 
 def _run_in_bucket(path: Path, place: BucketPlace) -> RunFolder:

@@ -48,6 +48,11 @@ class _Group:
     fits: Mapping[str, FittedExponent]
     colours: Sequence[Any]
 
+    @property
+    def spreads(self) -> bool:
+        """Whether networks differ at infinite width."""
+        return bool(np.nanmax(self.tables["variance"][-1]) > 0)
+
 
 def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
     """For each group: distances of mean and variance from infinite width, over widths and over
@@ -69,8 +74,8 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
         titles = [f"{name}mean{last}", f"variance{last}", "outputs of the widest"]
         titles += ["mean", "variance", "in 95 %: means, variances (dashed)"]
         for axes, quantity, sizes in zip(six, _QUANTITIES, (_mean, _variance), strict=False):
-            _over_widths(axes, group, sizes(group))
-            _tell_exponent(axes, group.fits.get(quantity), options)
+            _over_widths(axes, group, sizes(group), group.fits.get(quantity))
+            _tell_exponent(axes, group.fits.get(quantity))
         _outputs(six[2], group)
         _means(six[3], group)
         _variances(six[4], group)
@@ -82,6 +87,9 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
             if text == "step":
                 style.x_ticks(axes, group.steps, whole=True)
         names = ("standard deviations", "relative", "", "standard deviations", "ratio", "fraction")
+        if not group.spreads:
+            size = "of the outputs' size"
+            names = (size, f"{size}, squared", "", size, f"{size}, squared", "")
         for axes, text in zip(six, names, strict=True):
             axes.set_ylabel(text, labelpad=2)
     add_header(figure, cache.title, _legend(_group(cache, labels[0])), options)
@@ -138,7 +146,9 @@ def _variance(group: _Group) -> tuple[Array, Array, Array]:
     return size, np.maximum(size - half, 0), size + half
 
 
-def _over_widths(axes: Axes, group: _Group, sizes: tuple[Array, Array, Array]) -> None:
+def _over_widths(
+    axes: Axes, group: _Group, sizes: tuple[Array, Array, Array], fit: FittedExponent | None
+) -> None:
     """At the last step, with intervals; an arrow down from the end of one that holds 0."""
     at = int(np.flatnonzero(group.steps == _known(group)[-1])[0])
     middle, low, high = (values[:, at] for values in sizes)
@@ -154,20 +164,19 @@ def _over_widths(axes: Axes, group: _Group, sizes: tuple[Array, Array, Array]) -
             axes.plot(n, b, "_", color=colour, markersize=6)
             axes.plot(n, least / 2, "v", color=colour, markersize=3)
     if sure.any():
-        x, y = group.widths[sure], middle[sure]
-        axes.plot(group.widths, np.exp(np.log(y * x).mean()) / group.widths, **style.EXACT)
+        power = -1.0 if fit is None or fit.predicted is None else float(fit.predicted)
+        factor = np.exp(np.log(middle[sure] / group.widths[sure] ** power).mean())
+        axes.plot(group.widths, factor * group.widths**power, **style.EXACT)
     width_axis(axes, group.widths.astype(int))
     size_axis(axes)
 
 
-def _tell_exponent(axes: Axes, fit: FittedExponent | None, options: Options) -> None:
+def _tell_exponent(axes: Axes, fit: FittedExponent | None) -> None:
     """In the corner of a panel, if there is one."""
     if fit is None:
         return
-    interval = f"±{fit.interval:.2f}" if np.isfinite(fit.interval) else ""
-    text = f"width^({fit.exponent:.2f}{interval})".replace("-", "−")
     place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
-    shown = style.plain(text, options.use_tex)
+    shown = style.width_power(fit.exponent, fit.interval)
     axes.text(0.98, 0.98, shown, fontsize=style.SMALL_SIZE, **place)
 
 
@@ -188,9 +197,9 @@ def _means(axes: Axes, group: _Group) -> None:
 
 
 def _variances(axes: Axes, group: _Group) -> None:
-    """Sample variances over those of infinite width, over steps."""
+    """Sample variances over those of infinite width, or themselves where these are 0, by step."""
     value, half = (
-        group.tables["deviation of the variance"] + 1,
+        group.tables["deviation of the variance"] + group.spreads,
         group.tables["interval of the variance"],
     )
     for row, colour in enumerate(group.colours):
@@ -198,7 +207,7 @@ def _variances(axes: Axes, group: _Group) -> None:
         steps, one, wide = group.steps[known], value[row, known], half[row, known]
         axes.plot(steps, one, color=colour, **style.THIN)
         axes.fill_between(steps, one - wide, one + wide, color=colour, alpha=_BAND, linewidth=0)
-    axes.axhline(1.0, **style.EXACT)
+    axes.axhline(float(group.spreads), **style.EXACT)
 
 
 def _outputs(axes: Axes, group: _Group) -> None:
@@ -223,6 +232,9 @@ def _outputs(axes: Axes, group: _Group) -> None:
 
 def _within(axes: Axes, group: _Group) -> None:
     """How many sample means, and (dashed) variances, lie in the intervals of infinite width."""
+    if not group.spreads:
+        axes.set_visible(False)
+        return
     for row, colour in enumerate(group.colours):
         for name, look in (("means within", "-"), ("variances within", "--")):
             values = group.tables[name][row]

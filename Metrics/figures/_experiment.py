@@ -42,7 +42,7 @@ class FittedExponent:
     def label(self) -> str:
         """ "fc1 −0.51 (−1/2)"."""
         theory = "" if self.predicted is None else f" ({self.predicted})"
-        return f"{self.layer} {self.exponent:+.2f}{theory}".replace("-", "−").strip()
+        return f"{self.layer} {tables.signed(self.exponent)}{theory}".replace("-", "−").strip()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array
@@ -15,29 +15,25 @@ from Metrics.figures._experiment import ExperimentCache, FittedExponent
 from Metrics.figures._frame import add_header, header_height
 from Metrics.figures._layout import charts
 from Metrics.figures._options import NothingToDraw, Options, select_layers
-from Metrics.width.layout import AT
+from Metrics.width.edges import POWERS, edges
+from Metrics.width.layout import FAN_IN, FAN_OUT
 
-MANY = 12
-"""The most panels of a page."""
+MOST_GROUPS = 12
+"""Of which there are figures."""
 
 _LEGEND = 1.15  # inches beside each panel
-_ROW = 0.15  # inches of a line of the table of exponents
-_NAMES = 1.75  # inches beside it
+_NARROWEST = 4.0
+"""The least quotient of the ends of an axis of sizes: what does not depend on the width is to
+look so, too."""
+
+_OWN_LABELS = {"rank": "rank", "ratio": "ratio", "share": "share", "diversity": "neurons"}
+"""Labels of quantities that end so, where those of their metric do not fit them."""
 
 LIMIT: dict[str, Any] = {"marker": "D", "markersize": 4, "linestyle": ""}
 """Of what is known at infinite width."""
 
 _ZERO: dict[str, Any] = {"marker": "v", "markersize": 5, "linestyle": ""}
 """The same where a logarithmic axis has no place for it."""
-
-_COLOURS = {
-    "agrees": "#0072B2",
-    "contradicts": "#D55E00",
-    "pre-asymptotic": "#E69F00",
-    "undecided": "#CC79A7",
-    "": "0.55",
-}
-_WORDS = {"": "no prediction", "pre-asymptotic": "not yet asymptotic"}
 
 
 def quantities_of(cache: ExperimentCache) -> list[tuple[str, str]]:
@@ -46,32 +42,43 @@ def quantities_of(cache: ExperimentCache) -> list[tuple[str, str]]:
     return list(dict.fromkeys((f.group, f.quantity) for f in shown))
 
 
-def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
-    """A panel per group and quantity: sizes against the width, predicted slopes dashed.
+def groups_of(cache: ExperimentCache) -> list[str]:
+    """The groups that have exponents."""
+    return list(dict.fromkeys(f.group for f in cache.fits))
+
+
+def draw_sizes(cache: ExperimentCache, options: Options, group: str = "") -> Figure:
+    """A panel per quantity of a group: sizes against the width, predicted slopes dashed.
+
+    Args:
+        cache: what was measured.
+        options: of the figure.
+        group: whose runs are shown; the first one's that have exponents, if none is named.
 
     Raises:
         NothingToDraw: there are no exponents.
     """
     measured = {quantity for quantity, _ in cache.curves}  # others are quotients of these
+    group = group or next(iter(groups_of(cache)), "")
     panels = [
-        (group, quantity, fits)
-        for group, quantity in [q for q in quantities_of(cache) if q[1] in measured][:MANY]
-        if (fits := _selected(cache.newest(group, quantity), options))
+        (quantity, fits)
+        for label, quantity in quantities_of(cache)
+        if label == group and quantity in measured
+        if (fits := selected(cache.newest(group, quantity), options))
     ]
     if not panels:
         raise NothingToDraw(f"{cache.metric}: not drawn, nothing was measured at two widths")
-    layers = list(dict.fromkeys(f.layer for *_, fits in panels for f in fits))
+    layers = list(dict.fromkeys(f.layer for _, fits in panels for f in fits))
     colours = dict(zip(layers, style.colours(len(layers)), strict=True))
     columns, marked = 2 if len(panels) > 1 else 1, set[str]()
     figure, cells = charts(len(panels), header_height(2, options), columns, 1.45, _LEGEND)
-    for cell, (group, quantity, fits) in zip(cells, panels, strict=True):
+    for cell, (quantity, fits) in zip(cells, panels, strict=True):
         handles = [_draw_layer(cell.main, cache, fit, colours[fit.layer]) for fit in fits]
         limits = {_draw_limit(cell.main, cache, fit, colours[fit.layer]) for fit in fits} - {""}
         marked |= limits
         width_axis(cell.main, cache.widths, bool(limits))
         size_axis(cell.main)
-        title = quantity if len(cache.labels) == 1 else f"{quantity}, {group}"
-        name = style.layer_title(title, cell.width, style.TITLE_SIZE, options.use_tex)
+        name = style.layer_title(quantity, cell.width, style.TITLE_SIZE, options.use_tex)
         cell.main.set_title(f"{name}, step {fits[0].step}", loc="left")
         cell.main.legend(
             handles,
@@ -86,14 +93,18 @@ def draw_sizes(cache: ExperimentCache, options: Options) -> Figure:
         if cell.at_bottom:
             cell.main.set_xlabel("width", labelpad=2)
         if cell.leftmost:
-            cell.main.set_ylabel(cache.ylabel)
-    kinds = [Line2D([], [], color=style.GREY, **style.MEASURED), Line2D([], [], **style.EXACT)]
-    labels = ["measured, with its exponent", "slope by theory (its exponent)"]
+            cell.main.set_ylabel(_OWN_LABELS.get(quantity.split()[-1], cache.ylabel))
+    kinds = [Line2D([], [], color=style.GREY, **style.MEASURED)]
+    labels = ["measured, with its exponent"]
+    if any(fit.predicted is not None for _, fits in panels for fit in fits):
+        kinds.append(Line2D([], [], **style.EXACT))
+        labels.append("theory, its exponent in parentheses")
     for look, label in ((LIMIT, "infinite width"), (_ZERO, "0 at infinite width")):
         if look["marker"] in marked:
             kinds.append(Line2D([], [], color=style.GREY, **look))
             labels.append(label)
-    add_header(figure, cache.title, (kinds, labels), options)
+    title = cache.title if len(cache.labels) == 1 else f"{cache.title}: {group}"
+    add_header(figure, title, (kinds, labels), options)
     return figure
 
 
@@ -102,22 +113,37 @@ def _label(fit: FittedExponent, fits: Sequence[FittedExponent]) -> str:
     return f"network {fit.label()}" if len(fits) > 1 and not fit.layer else fit.label()
 
 
-def _selected(fits: Sequence[FittedExponent], options: Options) -> list[FittedExponent]:
+def selected(fits: Sequence[FittedExponent], options: Options) -> list[FittedExponent]:
+    """The exponents of the layers that are to be drawn."""
     wanted = select_layers([f.layer for f in fits], options.layers)
     return [f for f in fits if f.layer in wanted]
 
 
 def _draw_layer(axes: Axes, cache: ExperimentCache, fit: FittedExponent, colour: Any) -> Line2D:
-    """The seeds as dots, their geometric mean as a line, and the predicted slope through it."""
+    """The seeds as dots, their geometric mean as a line, and the predicted curve through it."""
     x, y = points_of(cache, fit)
     axes.plot(x, y, ".", color=colour, markersize=2.5, alpha=0.5, zorder=1)
     widths = np.unique(x)
     means = np.array([np.exp(np.log(y[x == n]).mean()) for n in widths])
     (line,) = axes.plot(widths, means, color=colour, **style.MEASURED)
     if fit.predicted is not None:
-        power = widths ** float(fit.predicted)
+        power = widths ** float(fit.predicted) / _corrections(cache, fit, widths)
         axes.plot(widths, power * np.exp(np.log(means / power).mean()), **style.EXACT)
     return line
+
+
+def _corrections(cache: ExperimentCache, fit: FittedExponent, widths: Array) -> Array:
+    """What was divided out before the exponent was fitted: 1 of most quantities."""
+    inputs, outputs = (cache.curves.get((side, fit.layer)) for side in (FAN_IN, FAN_OUT))
+    if fit.quantity not in POWERS or inputs is None or outputs is None:
+        return np.ones(len(widths))
+    known = {
+        int(n): (float(o), float(i))
+        for n, i, o in zip(cache.widths, inputs[:, 0], outputs[:, 0], strict=True)
+        if np.isfinite(i)
+    }
+    found = edges(known)
+    return np.array([found[int(n)] ** POWERS[fit.quantity] for n in widths])
 
 
 def _draw_limit(axes: Axes, cache: ExperimentCache, fit: FittedExponent, colour: Any) -> str:
@@ -175,82 +201,7 @@ def size_axis(axes: Axes) -> None:
     """Logarithmic, with few ticks; after curves are drawn."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    wider = max(1.0, (_NARROWEST * low / high) ** 0.5)
+    low, high = low / wider, high * wider
     axes.set_yscale("linear")  # which a narrow range stays
     style.log_ticks(axes, low, high)
-
-
-def draw_forest(cache: ExperimentCache, options: Options) -> Figure:
-    """Every exponent with its interval beside its prediction, a column per group.
-
-    Raises:
-        NothingToDraw: there are no exponents.
-    """
-    groups = cache.labels[:3]
-    rows = [
-        (quantity, layer)
-        for quantity in sorted(dict.fromkeys(q for _, q in quantities_of(cache)), key=_rate)
-        for layer in _layers(cache, groups, quantity, options)
-    ]
-    if not rows:
-        raise NothingToDraw(f"{cache.metric}: no exponents are drawn, as none was found")
-    height = _ROW * len(rows)
-    figure, cells = charts(
-        len(groups), header_height(2, options), len(groups), height, 0.0, left=_NAMES
-    )
-    for cell, group in zip(cells, groups, strict=True):
-        _draw_exponents(cell.main, cache, group, rows)
-        if len(groups) > 1:
-            cell.main.set_title(style.plain(group, options.use_tex), loc="left")
-        cell.main.set_xlabel("exponent of the width", labelpad=2)
-        cell.main.set_ylim(len(rows) - 0.4, -0.6)
-        names = [
-            style.plain(f"{quantity}  {layer}".rstrip(), options.use_tex)
-            for quantity, layer in rows
-        ]
-        cell.main.set_yticks(range(len(rows)), names if cell.leftmost else [])
-    add_header(figure, f"{cache.title}: exponents", _verdict_legend(cache), options)
-    return figure
-
-
-def _rate(quantity: str) -> float:
-    """Orders losses at learning rates, of which groups may have others, behind all else."""
-    text = quantity.removeprefix(AT)
-    return 0.0 if text == quantity else float(text)
-
-
-def _layers(
-    cache: ExperimentCache, groups: Sequence[str], quantity: str, options: Options
-) -> list[str]:
-    fits = [f for group in groups for f in _selected(cache.newest(group, quantity), options)]
-    return list(dict.fromkeys(f.layer for f in fits))
-
-
-def _draw_exponents(
-    axes: Axes, cache: ExperimentCache, group: str, rows: Sequence[tuple[str, str]]
-) -> None:
-    for quantity in dict.fromkeys(quantity for quantity, _ in rows):
-        for fit in cache.newest(group, quantity):
-            if (quantity, fit.layer) not in rows:
-                continue
-            row, colour = rows.index((quantity, fit.layer)), _COLOURS[fit.verdict]
-            if np.isfinite(fit.interval):
-                ends = fit.exponent - fit.interval, fit.exponent + fit.interval
-                axes.plot(ends, (row, row), color=colour, linewidth=1.4, zorder=2)
-            axes.plot(fit.exponent, row, "o", color=colour, markersize=3, zorder=3)
-            if fit.predicted is not None:
-                axes.plot(float(fit.predicted), row, "k|", markersize=8, zorder=4)
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, (low + high - 1) / 2), max(high, (low + high + 1) / 2))
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.grid(axis="x", color="0.9", linewidth=0.5)
-    axes.tick_params(left=False)
-
-
-def _verdict_legend(cache: ExperimentCache) -> tuple[list[Any], list[str]]:
-    drawn = {f.verdict for quantity in quantities_of(cache) for f in cache.newest(*quantity)}
-    verdicts = [v for v in _COLOURS if v in drawn]
-    handles: list[Any] = [
-        Line2D([], [], color=_COLOURS[v], marker="o", markersize=3, linewidth=1.4) for v in verdicts
-    ]
-    tick = Line2D([], [], color="k", marker="|", markersize=8, linestyle="")
-    return [*handles, tick], [*(_WORDS.get(v, v) for v in verdicts), "theory"]

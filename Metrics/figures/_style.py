@@ -161,6 +161,12 @@ def darker(colour: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def width_power(exponent: float, interval: float) -> str:
+    """ "width^(−0.51±0.04)" as markup."""
+    error = rf" \pm {interval:.2f}" if np.isfinite(interval) else ""
+    return rf"width$^{{{exponent:.2f}{error}}}$"
+
+
 def number(value: float) -> str:
     """A number as markup, as a power of ten where it has many zeros."""
     if not value or 1e-3 <= abs(value) < 1e5:

@@ -271,8 +271,7 @@ def _movement(cache: ExperimentCache, group: str) -> str:
     fit = _fit(cache, group)
     if fit is None:
         return "the best one is at an end"
-    interval = f"±{fit.interval:.2f}" if np.isfinite(fit.interval) else ""
-    return f"moves as width^({fit.exponent:.2f}{interval})".replace("-", "−")
+    return f"moves as {style.width_power(fit.exponent, fit.interval)}"
 
 
 def _at_fixed_rate(

@@ -1,16 +1,19 @@
 """What plot.py does for metrics of a whole experiment."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from Metrics.figures import _ensemble, _histogram, _transfer
 from Metrics.figures._cache import Header
 from Metrics.figures._config import PlotConfig
 from Metrics.figures._ensemble import draw_ensemble
 from Metrics.figures._experiment import ExperimentCache, read_experiment
-from Metrics.figures._exponents import MANY, draw_forest, draw_sizes, quantities_of
+from Metrics.figures._exponents import MOST_GROUPS, draw_sizes, groups_of
 from Metrics.figures._files import fingerprint, is_current, save
+from Metrics.figures._forest import draw_forest
 from Metrics.figures._histogram import draw_histogram
 from Metrics.figures._options import NothingToDraw, Options, check_layers
 from Metrics.figures._phases import axes_of, draw_phases
@@ -19,7 +22,7 @@ from Metrics.figures._transfer import draw_transfer
 from Metrics.figures.run import cache_command
 from Metrics.registry import OF_EXPERIMENTS
 from Utils.errors import UserError
-from Utils.rundir import ExperimentFolder
+from Utils.rundir import ExperimentFolder, file_name
 from Utils.runs import open_experiment
 
 Draw = Callable[[ExperimentCache, Options], Figure]
@@ -33,12 +36,27 @@ _FIGURES: dict[str, dict[str, Draw]] = {
 }
 """What is drawn of the kinds of metrics, by what is added to the names of the files."""
 
+_MOST_GROUPS = {
+    "exponents": MOST_GROUPS,
+    "coordinates": MOST_GROUPS,
+    "outputs": _histogram.MANY,
+    "ensemble": _ensemble.MANY,
+    "transfer": _transfer.MANY,
+}
+
 
 def figures_of(cache: ExperimentCache) -> dict[str, Draw]:
     """What can be drawn of a cache, by what is added to the names of the files."""
-    wanted = _FIGURES[cache.kind]
-    phases = len(axes_of(cache)) == 2
-    return {part: draw for part, draw in wanted.items() if phases or draw is not draw_phases}
+    wanted, groups = dict(_FIGURES[cache.kind]), groups_of(cache)
+    if len(axes_of(cache)) != 2:
+        wanted = {part: draw for part, draw in wanted.items() if draw is not draw_phases}
+    if len(groups) < 2 or wanted[""] is not draw_sizes:
+        return wanted
+    del wanted[""]
+    of_groups = {
+        f"-{file_name(group)}": partial(draw_sizes, group=group) for group in groups[:MOST_GROUPS]
+    }
+    return of_groups | wanted
 
 
 def experiment_caches(experiment: ExperimentFolder, config: PlotConfig) -> dict[str, Path]:
@@ -71,11 +89,9 @@ def plot_experiment(config: PlotConfig) -> Iterator[str]:
             check_layers([f.layer for f in cache.fits], config.layers)
             for what in figures_of(cache).items():
                 yield from _plot(experiment, path, cache, what, config)
-            if (
-                cache.kind not in ("transfer", "ensemble")
-                and (count := len(quantities_of(cache))) > MANY
-            ):
-                yield f"{metric}: {MANY} of {count} quantities of groups drawn"
+            count, most = len(cache.labels), _MOST_GROUPS[cache.kind]
+            if count > most:
+                yield f"{metric}: {most} of {count} groups drawn"
 
 
 def _plot(
@@ -87,6 +103,7 @@ def _plot(
 ) -> Iterator[str]:
     part, draw = what
     mark = fingerprint([Header(path, cache.metric, cache.features_hash, ())], config.options)
+    drawn: Figure | None = None
     for extension in config.format:
         figure = experiment.figure(cache.metric + part, config.suffix, extension)
         if config.plot_dir:
@@ -96,12 +113,17 @@ def _plot(
             yield f"{experiment.shown(figure)} is up to date"
             continue
         try:
-            with settings(config.use_tex):
-                drawn = draw(cache, config.options)
-                drawn.draw_without_rendering()
+            drawn = drawn or _drawn(cache, draw, config)
         except NothingToDraw as reason:
             yield str(reason)
             return
         save(drawn, figure, path, config.options, mark)
         experiment.publish(figure)
         yield experiment.shown(figure)
+
+
+def _drawn(cache: ExperimentCache, draw: Draw, config: PlotConfig) -> Figure:
+    with settings(config.use_tex):
+        figure = draw(cache, config.options)
+        figure.draw_without_rendering()
+    return figure

@@ -5,7 +5,7 @@ cache holds already is not measured again. Then exponents are fitted to all ther
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from Metrics.width.exponents import (
     write_csv,
 )
 from Metrics.width.infinite import refused
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.measuring import measure
 from Metrics.width.members import Group, Member, grouped, read_members, strays
-from Metrics.width.metric import FAN_IN, FAN_OUT, Cells, WidthMetric
+from Metrics.width.metric import Cells, WidthMetric
 from Metrics.width.store import Measurements, write
 from Metrics.width.table import summary
 from Metrics.width.theory import Fans, theory_of
@@ -60,7 +61,9 @@ class Findings:
         for group in self.groups:
             own = [e for e in self.exponents if e.group == group.label]
             widths, seeds = ({getattr(m, n) for m in group.members} for n in ("width", "seed"))
-            head = f"{self.metric}, {group.label}: widths {min(widths)} to {max(widths)}"
+            several = f"widths {min(widths)} to {max(widths)}"
+            span = several if len(widths) > 1 else f"width {min(widths)}"
+            head = f"{self.metric}, {group.label}: {span}"
             reason = self.silent.get(group.label, "")
             told = f"no theory: {reason}" if reason else summary([e.verdict for e in own])
             some = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
@@ -100,8 +103,8 @@ def cache_experiment(
     """
     members, skipped = read_members(runs)
     log = stage_logger("cache", experiment.logs / "cache.log")
-    for name, reason in skipped.items():
-        log.info("%s is left out: %s", name, reason)
+    for reason, runs_of_it in _by_reason(skipped).items():
+        log.info("%s left out: %s", _named(runs_of_it), reason)
     if not any(member.steps for member in members if not member.is_infinite):
         raise UserError(
             f"{experiment.path} has no run that can be measured; train runs of several --width "
@@ -111,16 +114,24 @@ def cache_experiment(
         entries = [METRICS[name] for name in config.metric_names()]
         paths = {e.name: experiment.fetch(experiment.cache(e.name, config.suffix)) for e in entries}
         stored = {name: Measurements(path, config.overwrite) for name, path in paths.items()}
-        new, failed = measure(config, members, stored)
+        new, lacking, failed = measure(config, members, stored)
         told = "%d new checkpoints of %d runs measured"
         log.info(told, new, sum(1 for member in members if member.steps))
         found = []
         for entry in entries:
             path = paths[entry.name]
-            found.append(_fit(entry, path, members, stored[entry.name]))
+            without = lacking[entry.name]
+            if without:
+                which = ", ".join(sorted(without)) if len(without) < 3 else f"{len(without)} runs"
+                log.info(
+                    "%s: %s without outputs on the probe batch; run extract.py --probe logits, "
+                    "and then this again",
+                    *(entry.name, which),
+                )
+            found.append(_fit(entry, path, members, stored[entry.name], without))
             for reason, names in found[-1].left_out.items():
-                which = ", ".join(names) if len(names) < 3 else f"{len(names)} runs"
-                log.info("%s: --width inf of %s is left out: %s", entry.name, which, reason)
+                text = "%s: --width inf of %s left out: %s"
+                log.info(text, entry.name, _named(names), reason)
             table = path.with_suffix(".csv")
             write_csv(table, found[-1].exponents)
             experiment.publish(path, table)
@@ -128,6 +139,21 @@ def cache_experiment(
     if failed:
         raise left_out(failed, len(members))
     return found
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Runs by why they are left out, from why each one is."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
+def _named(names: Sequence[str]) -> str:
+    """Runs as the subject of a sentence."""
+    if len(names) < 3:
+        return " and ".join(names) + (" is" if len(names) == 1 else " are")
+    return f"{len(names)} runs ({names[0]}, …) are"
 
 
 def disagreement(found: Sequence[Findings]) -> bool:
@@ -154,15 +180,21 @@ def disagreement(found: Sequence[Findings]) -> bool:
 
 
 def _fit(
-    entry: MetricEntry, path: Path, members: Sequence[Member], stored: Measurements
+    entry: MetricEntry,
+    path: Path,
+    members: Sequence[Member],
+    stored: Measurements,
+    lacking: Collection[str],
 ) -> Findings:
-    """Fit all exponents of a metric, and write its cache."""
+    """Fit all exponents of a metric, and write its cache; some members may lack its numbers."""
     metric: WidthMetric = entry.load()()
     outside = refused(metric, members)
     measured = [
         m
         for m in members
-        if (m.name, 0) in stored.sources or (metric.counts_diverged and m.diverged is not None)
+        if (m.name, 0) in stored.sources
+        or m.name in lacking
+        or (metric.counts_diverged and m.diverged is not None)
         if m.name not in outside
     ]
     groups = grouped(measured, metric.within)
@@ -183,10 +215,8 @@ def _fit(
             exponents += ensembles[-1].exponents
             lines[group.label] = ensembles[-1].lines
     write(path, entry, stored, groups, exponents, told, [one.tables for one in ensembles])
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in (outside | strays(measured, groups, metric.within)).items():
-        by_reason.setdefault(reason, []).append(name)
-    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent, by_reason, lines)
+    alone = _by_reason(outside | strays(measured, groups, metric.within))
+    return Findings(entry.name, path, tuple(groups), tuple(exponents), silent, alone, lines)
 
 
 def _fans_by_width(group: Group, cells: Cells) -> dict[int, dict[str, Fans]]:

@@ -13,6 +13,5 @@ def cache_and_tell(config: CacheConfig) -> int:
     """
     with open_experiment(config) as (experiment, runs):
         found = cache_experiment(config, experiment, runs)
-        for findings in found:
-            print(findings.text())
+        print("\n\n".join(findings.text() for findings in found))
     return int(config.assert_ and disagreement(found))

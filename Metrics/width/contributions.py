@@ -47,11 +47,11 @@ class Contributions(PerLayer):
     def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         """W_0 x_t is a sum, and the share follows it."""
         name, layer = quantity
-        if step == 0 or name == UPDATE:
+        if name == UPDATE:
             return None
-        least = smallest(
-            theory.initial("preactivation", layer), theory.least_propagated(layer, step)
-        )
+        if step == 0:
+            return theory.least_initial(layer)
+        least = smallest(theory.least_initial(layer), theory.least_propagated(layer, step))
         update = theory.after("own", layer, step)
         if name == INITIAL or least is None or update is None:
             return least

@@ -44,14 +44,15 @@ class Coordinates(PerLayer):
     def why_no_limit(self, member: Member) -> str:
         return no_ensemble(member)
 
-    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
         """Of the outputs, N(μ, σ²) over the ensemble's networks: √E f² and E |f|."""
         if limit.ensemble is None:
-            return {}
+            return None
         mean, variance = limit.ensemble
-        variance = np.maximum(variance, _LEAST)
-        folded = np.sqrt(2 * variance / np.pi) * np.exp(-(mean**2) / (2 * variance))
-        folded += mean * erf(mean / np.sqrt(2 * variance))
+        some = np.maximum(variance, _LEAST)
+        folded = np.sqrt(2 * some / np.pi) * np.exp(-(mean**2) / (2 * some))
+        folded += mean * erf(mean / np.sqrt(2 * some))
+        folded = np.where(variance > 0, folded, np.abs(mean))
         sizes = {"": float(np.sqrt((mean**2 + variance).mean())), _MEAN: float(folded.mean())}
         return {Quantity(f"{p}preactivation", limit.readout): s for p, s in sizes.items()}
 
@@ -70,16 +71,15 @@ class Coordinates(PerLayer):
     def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
         """Changes are sums over the layers below, and later sizes those of beginning and change."""
         name, layer = quantity.name.removeprefix(_MEAN), quantity.layer
-        if step == 0 or name not in {"preactivation", "activation", "change", "propagated"}:
-            return None
         if name == "propagated":
             return theory.least_propagated(layer, step)
         if name == "change":
             return theory.least_change(layer, step)
         at = layer if name == "preactivation" else theory.below(layer)
-        if at is None:
+        if at is None or name not in {"preactivation", "activation"}:
             return None
-        return smallest(theory.initial("preactivation", at), theory.least_change(at, step))
+        start = theory.least_initial(at)
+        return smallest(start, theory.least_change(at, step)) if step else start
 
 
 def _parts(checkpoint: Checkpoint, layer: str) -> dict[str, Tensor]:

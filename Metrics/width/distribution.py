@@ -63,3 +63,8 @@ class InitialDistribution(PerLayer):
         if quantity.name == SIZE and theory.places:
             return theory.initial("preactivation", list(theory.places)[-1])
         return None
+
+    def least(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
+        if quantity.name == SIZE and theory.places:
+            return theory.least_initial(list(theory.places)[-1])
+        return None

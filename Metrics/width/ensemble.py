@@ -9,6 +9,12 @@ their limits by Θ(1/n) once networks are trained (Dyer and Gur-Ari 2020, arXiv 
 Yau 2020, arXiv 1909.08156). A single network's kernel fluctuates by n^{−½}, of which the mean over
 networks leaves nothing to this order.
 
+Where the readout begins as n^{−½−δ}, δ > 0 (:mod:`Models.infinite.limit`), all networks have the
+same limit, σ = 0. What they differ by is n^{−δ} f_0, whose variance is n^{−2δ}; and what features
+learn, n^{−r} with r = ½ − δ, changes kernels and so the mean by its square, n^{−2r}. Under losses
+that are not quadratic in the outputs the mean also feels the square of f_0. Distances are then told
+in units of the root mean square of the limit's outputs at the last step.
+
 Shape letters: W widths, T steps, S networks, P probe examples, C outputs, K outputs that are shown.
 """
 
@@ -41,8 +47,8 @@ MEAN, VARIANCE = Quantity("deviation of the mean"), Quantity("deviation of the v
 
 _OUTPUTS, _VARIANCES = Quantity("outputs"), Quantity("variances")
 _NOT_EXTRACTED = (
-    "no step has outputs of enough networks and of infinite width; run extract.py for all, with "
-    "--probe logits, and then this again, with --overwrite"
+    "no step has outputs of enough networks and of infinite width; run extract.py --probe logits "
+    "for all, and then this again"
 )
 _SHOWN = 3
 _LEAST = 1e-10
@@ -54,17 +60,17 @@ class Ensemble(PerLayer):
 
     reads_layers = False
 
-    def measure(self, checkpoint: Checkpoint) -> Values:
+    def measure(self, checkpoint: Checkpoint) -> Values | None:
         logits = checkpoint.probe_logits
-        return {} if logits is None else {_OUTPUTS: logits}
+        return None if logits is None else {_OUTPUTS: logits}
 
     def why_no_limit(self, member: Member) -> str:
         return no_ensemble(member)
 
-    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
         """The Gaussian law's mean and variance."""
         if limit.ensemble is None:
-            return {}
+            return None
         mean, variance = limit.ensemble
         return {_OUTPUTS: mean, _VARIANCES: variance}
 
@@ -72,15 +78,34 @@ class Ensemble(PerLayer):
         """None: a single run has no mean and variance."""
         return []
 
-    def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:
-        """Both corrections are of first order; at the start the mean is 0 at any width."""
+    def predicted(
+        self, quantity: Quantity, step: int, theory: ChainTheory, loss: str = "mse"
+    ) -> Fraction | None:
+        """Both corrections are of first order, or as the head of this module says; at the start
+        the mean is 0 at any width.
+
+        Args:
+            quantity: the mean or the variance.
+            step: updates done.
+            theory: of the group.
+            loss: its loss.
+        """
+        delta = Fraction(0) if theory.abc is None else theory.abc.layers[-1].s - Fraction(1, 2)
+        if delta > 0 and quantity == VARIANCE:
+            return -2 * delta
+        if delta > 0 and step:
+            learnt = 2 * delta - 1
+            return learnt if loss == "mse" else max(learnt, -2 * delta)
         return Fraction(-1) if step else None
 
     def silence(self, group: Group, theory: ChainTheory) -> str:
         if len({member.hyperparameters["seed"] for member in group.members}) > 1:
             return "runs differ in --seed, and so in data and probe batch; use --init-seed"
         if not group.limits:
-            return "there is no run with --width inf, --loss mse and otherwise the same flags"
+            return (
+                "there is no run with --width inf and otherwise the same flags; with --loss mse, "
+                "or under --param hybrid:s"
+            )
         widths = [member.width for member in group.members]
         most = max(widths.count(n) for n in widths)
         return "" if most >= FEWEST else f"no width has {FEWEST} networks; use more --init-seed"
@@ -95,13 +120,13 @@ class Ensemble(PerLayer):
         exponents = [
             exponent
             for step in sorted({step for _, step in found})
-            for exponent in self._exponents(group.label, step, found, theory)
+            for exponent in self._exponents(group, step, found, theory)
         ]
         return Together(_tables(group, stored, found), exponents, _lines(found))
 
     def _exponents(
         self,
-        label: str,
+        group: Group,
         step: int,
         found: Mapping[tuple[int, int], Sample],
         theory: ChainTheory,
@@ -123,8 +148,9 @@ class Ensemble(PerLayer):
                 power,
             )
             if fit is not None:
-                predicted = self.predicted(quantity, step, theory)
-                exponents.append(Exponent(label, quantity, step, fit, predicted))
+                loss = str(group.members[0].flag("loss"))
+                predicted = self.predicted(quantity, step, theory, loss)
+                exponents.append(Exponent(group.label, quantity, step, fit, predicted))
         return exponents
 
 
@@ -151,9 +177,20 @@ def _samples(group: Group, stored: Measurements) -> dict[tuple[int, int], Sample
             outputs, law = _outputs(group, stored, n, step), _law(group, stored, step)
             if law is not None and len(outputs) >= FEWEST:
                 mean, variance = law
-                deviations = (outputs - mean) / np.sqrt(variance)
-                found[n, step] = sample(deviations.reshape(len(outputs), -1))
+                spreads = variance > 0
+                if spreads.any():
+                    distances = (outputs - mean)[:, spreads] / np.sqrt(variance[spreads])
+                else:
+                    distances = (outputs - mean).reshape(len(outputs), -1) / _size(group, stored)
+                found[n, step] = sample(distances, bool(spreads.any()))
     return found
+
+
+def _size(group: Group, stored: Measurements) -> float:
+    """Root mean square of the outputs at infinite width at the last step; 1 if they are 0."""
+    laws = (_law(group, stored, step) for step in reversed(_steps(stored)))
+    mean, _ = next(law for law in laws if law is not None)
+    return float(np.sqrt(np.square(mean).mean())) or 1.0
 
 
 def _steps(stored: Measurements) -> list[int]:
@@ -234,8 +271,11 @@ def _lines(found: Mapping[tuple[int, int], Sample]) -> list[str]:
     for (n, step), one in found.items():
         if step == last:
             low, high = (np.sqrt(max(one.mean + side * one.mean_interval, 0.0)) for side in (-1, 1))
-            lines.append(
-                f"  {n}: mean {low:.3f} to {high:.3f} standard deviations, variance "
-                f"{one.variance:+.1%} ±{one.variance_interval:.1%} ({one.networks} networks)"
-            )
+            variance = f"{one.variance:+.1%} ±{one.variance_interval:.1%}"
+            mean, spread = f"mean {low:.3f} to {high:.3f}", f"variance {variance}"
+            if np.isnan(one.variance_within):
+                mean, spread = f"{mean} of the size of its outputs", f"{spread} of its square"
+            else:
+                mean += " standard deviations"
+            lines.append(f"  {n}: {mean}, {spread} ({one.networks} networks)")
     return lines

@@ -10,6 +10,7 @@ from Metrics.kernels.at import as_floats
 from Metrics.kernels.measures import Floats
 from Metrics.width.members import Member
 from Metrics.width.metric import Values
+from Models.infinite.limit import begins_at_zero
 from Models.parametrization.network import Parametrized
 from Models.symmetry import no_laws
 from Training.infinite.kernels import kernel_part
@@ -17,7 +18,7 @@ from Training.rebuild import rebuild_config
 
 NO_ENSEMBLE = (
     "with --loss ce it begins at f = 0, which finite networks do not; --loss mse has the mean and "
-    "variance of all"
+    "variance of all, and under --param hybrid:s all begin there"
 )
 """Why a run of infinite width is not where the networks' outputs go."""
 
@@ -46,7 +47,7 @@ class LimitCheckpoint:
     def ensemble(self) -> tuple[Floats, Floats] | None:
         """Mean [P, C] and variance [P, C] of the networks' outputs on the probe batch.
 
-        ``None`` where they are not known, with another loss than squared error.
+        ``None`` where they are not known: with another loss than squared error, if f_0 is not 0.
         """
         mean, variance = (self._features.probe(name) for name in ("logits", "variance"))
         if mean is None or variance is None:
@@ -70,8 +71,21 @@ class LimitCheckpoint:
 
 
 def no_ensemble(member: Member) -> str:
-    """Why a run is not the mean of an ensemble; empty if it is, with squared error."""
-    return "" if member.flag("loss") == "mse" else NO_ENSEMBLE
+    """Why a run is not the mean of an ensemble; empty if it is.
+
+    It is with squared error, and where all networks begin with f = 0 themselves.
+    """
+    return "" if member.flag("loss") == "mse" or start_vanishes(member) else NO_ENSEMBLE
+
+
+def start_vanishes(member: Member) -> bool:
+    """Whether the initial outputs of a run's parametrization vanish as networks widen."""
+    said = member.hyperparameters
+    if not (said.get("param") or said.get("abc")):
+        return False
+    task = said["task"]
+    config = rebuild_config(member.run, dict(said))
+    return begins_at_zero(config, tuple(task["input_shape"]), task["num_classes"])
 
 
 @contextmanager
@@ -88,8 +102,8 @@ class HasLimit(Protocol):
     def why_no_limit(self, member: Member) -> str:
         """Why a run of infinite width is not where the networks go; empty if it is."""
 
-    def measure_limit(self, limit: LimitCheckpoint) -> Values:
-        """The numbers of the limit at one step."""
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
+        """The numbers of the limit at one step; ``None`` as in :meth:`WidthMetric.measure`."""
 
 
 def refused(metric: object, members: Sequence[Member]) -> dict[str, str]:

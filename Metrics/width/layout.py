@@ -14,3 +14,6 @@ AT = "loss at lr "
 
 WHOLE = "network"
 """What stands for the layer where a quantity is the whole network's."""
+
+FAN_IN, FAN_OUT = "fan in", "fan out"
+"""Quantities of layers that tell their roles; no exponents are fitted to them."""

@@ -7,8 +7,9 @@ from functools import partial
 from Metrics.config import CacheConfig
 from Metrics.registry import METRICS
 from Metrics.width.infinite import HasLimit, limit_at, refused
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.members import Member
-from Metrics.width.metric import FAN_IN, FAN_OUT, Quantity, Values, WidthMetric
+from Metrics.width.metric import Quantity, Values, WidthMetric
 from Metrics.width.network import AGAIN, Network
 from Metrics.width.store import Measurements
 from Utils.errors import Unreachable, UserError
@@ -19,12 +20,12 @@ from Utils.workers import Failure, shared_out
 _Job = tuple[Member, Mapping[int, tuple[str, ...]]]
 """A run, and by step the metrics that have to be measured there."""
 
-_Found = Mapping[int, Mapping[str, Values]]
+_Found = Mapping[int, Mapping[str, Values | None]]
 
 
 def measure(
     config: CacheConfig, members: Sequence[Member], stored: Mapping[str, Measurements]
-) -> tuple[int, dict[str, UserError]]:
+) -> tuple[int, dict[str, set[str]], dict[str, UserError]]:
     """Measure what is not stored.
 
     Args:
@@ -33,7 +34,8 @@ def measure(
         stored: by metric; what was measured is added.
 
     Returns:
-        how many checkpoints were new, and what failed, by run.
+        how many checkpoints were new; by metric, the runs whose features lack the outputs that it
+        reads, which are looked at again the next time; and what failed, by run.
     """
     sources, failed = _sources(members)
     for measured in stored.values():
@@ -45,12 +47,12 @@ def measure(
         for step in member.steps:
             key = (member.name, step)
             wanted = [n for n in stored if key in sources and member.name not in outside[n]]
-            lacking = tuple(n for n in wanted if key not in stored[n].sources)
-            missing |= {step: lacking} if lacking else {}
+            new_here = tuple(n for n in wanted if key not in stored[n].sources)
+            missing |= {step: new_here} if new_here else {}
         if missing and member.name not in failed:
             jobs.append((member, missing))
     make = partial(_Computation, config)
-    new = 0
+    new, lacking = 0, {name: set[str]() for name in stored}
     with closing(shared_out(make, jobs, config.workers, _name)) as each:
         for (member, _), found in progress(each, "measuring", len(jobs)):
             if isinstance(found, Failure):
@@ -59,11 +61,14 @@ def measure(
                 failed[member.name] = found.error
                 continue
             for step, by_metric in found.items():
-                new += 1
+                new += any(values is not None for values in by_metric.values())
                 for name, values in by_metric.items():
                     source = sources[member.name, step]
-                    stored[name].add(member.name, step, source, values)
-    return new, failed
+                    if values is None:
+                        lacking[name].add(member.name)
+                    else:
+                        stored[name].add(member.name, step, source, values)
+    return new, lacking, failed
 
 
 def _sources(
@@ -116,17 +121,19 @@ class _Computation:
         if member.is_infinite:
             return {step: self._of_limit(member, step, names) for step, names in missing.items()}
         network = Network(member, self._config)
-        found: dict[int, dict[str, Values]] = {}
+        found: dict[int, dict[str, Values | None]] = {}
         for step, names in missing.items():
             with network.at(step) as checkpoint:
-                found[step] = {n: dict(self._metrics[n].measure(checkpoint)) for n in names}
-                for name in names:
-                    if step == 0 and self._metrics[name].reads_layers:
-                        found[step][name] = {**_fans(network), **found[step][name]}
+                found[step] = {n: self._metrics[n].measure(checkpoint) for n in names}
+                for name, values in found[step].items():
+                    if step == 0 and values is not None and self._metrics[name].reads_layers:
+                        found[step][name] = {**_fans(network), **values}
         return found
 
-    def _of_limit(self, member: Member, step: int, names: Sequence[str]) -> dict[str, Values]:
-        found: dict[str, Values] = {}
+    def _of_limit(
+        self, member: Member, step: int, names: Sequence[str]
+    ) -> dict[str, Values | None]:
+        found: dict[str, Values | None] = {}
         with limit_at(member, step) as limit:
             for name in names:
                 metric = self._metrics[name]

@@ -112,11 +112,11 @@ def read_members(runs: Sequence[RunFolder]) -> tuple[list[Member], dict[str, str
         # others came to the end; in a bucket each look costs a request
         diverged = _diverged(run) if not steps or steps[-1] < last else None
         if hyperparameters.get("width") is None:
-            skipped[run.path.name] = "it has no --width"
+            skipped[run.path.name] = "no --width"
         elif not steps and diverged is None:
-            skipped[run.path.name] = "it has no features; run extract.py for it"
+            skipped[run.path.name] = "no features; run extract.py first"
         elif steps and steps[0] != 0:
-            skipped[run.path.name] = "it lacks the features of step 0; run extract.py for it"
+            skipped[run.path.name] = "no features of step 0; run extract.py first"
         else:
             members.append(Member(run, hyperparameters, tuple(steps), diverged))
     return members, skipped

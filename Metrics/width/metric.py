@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.members import Group, Member
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory
@@ -31,10 +32,6 @@ Array = NDArray[np.float64]
 
 Values = Mapping[Quantity, float | Array]
 """What was measured; arrays [N, C], of examples and outputs, are kept for figures alone."""
-
-
-FAN_IN, FAN_OUT = "fan in", "fan out"
-"""Quantities of layers that tell their roles; no exponents are fitted to them."""
 
 
 class Cell(NamedTuple):
@@ -88,8 +85,8 @@ class WidthMetric(Protocol):
     def counts_diverged(self) -> bool:
         """Whether runs that have diverged take part, also those without features."""
 
-    def measure(self, checkpoint: Checkpoint) -> Values:
-        """The numbers of one run at one step."""
+    def measure(self, checkpoint: Checkpoint) -> Values | None:
+        """The numbers of one run at one step; ``None`` if features lack the outputs it reads."""
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
         """What exponents are fitted to, of a group of runs."""

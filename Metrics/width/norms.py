@@ -14,16 +14,10 @@ import torch
 from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor
 
+from Metrics.width.edges import OPERATOR, POWERS, edges
+from Metrics.width.layout import FAN_IN, FAN_OUT
 from Metrics.width.members import Member
-from Metrics.width.metric import (
-    FAN_IN,
-    FAN_OUT,
-    Cells,
-    Observation,
-    PerLayer,
-    Quantity,
-    Values,
-)
+from Metrics.width.metric import Cells, Observation, PerLayer, Quantity, Values
 from Metrics.width.network import Checkpoint
 from Metrics.width.theory import ChainTheory
 
@@ -34,11 +28,6 @@ _UPDATE = "update "
 """Before the names of quantities of ΔW."""
 
 _RELATIVE = "relative update"
-
-_OPERATOR = "operator norm"
-
-_POWERS = {_OPERATOR: -1, "spectral ratio": -1, "stable rank": 2}
-"""Of W_0's edge, by which it is taken out of quantities before exponents are fitted."""
 
 
 class UpdateNorms(PerLayer):
@@ -55,19 +44,19 @@ class UpdateNorms(PerLayer):
         return values
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
-        """W_0's operator norms without :func:`edge`; also ‖ΔW‖ / ‖W_0‖."""
-        edges = _edges(members, cells)
+        """W_0's operator norms without :func:`Metrics.width.edges.edge`; also ‖ΔW‖ / ‖W_0‖."""
+        known = _edges(members, cells)
         seen = []
         for one in super().observations(members, cells):
             name, layer = one.quantity
-            factor = edges.get((one.width, layer), 1.0) ** _POWERS.get(name, 0)
+            factor = known.get((one.width, layer), 1.0) ** POWERS.get(name, 0)
             seen.append(replace(one, value=one.value * factor))
         before = {
             (o.width, o.seed, o.quantity.layer): o.value
             for o in seen
-            if o.quantity.name == _OPERATOR
+            if o.quantity.name == OPERATOR
         }
-        for one in [o for o in seen if o.quantity.name == _UPDATE + _OPERATOR]:
+        for one in [o for o in seen if o.quantity.name == _UPDATE + OPERATOR]:
             norm = before.get((one.width, one.seed, one.quantity.layer), 0.0)
             ratio = one.value / norm if norm else float("nan")
             relative = Quantity(_RELATIVE, one.quantity.layer)
@@ -78,11 +67,11 @@ class UpdateNorms(PerLayer):
         name, layer = quantity
         if name == _RELATIVE:
             return _less(
-                _norm(_UPDATE + _OPERATOR, layer, step, theory),
-                _norm(_OPERATOR, layer, 0, theory),
+                _norm(_UPDATE + OPERATOR, layer, step, theory),
+                _norm(OPERATOR, layer, 0, theory),
             )
         prefix = _UPDATE if name.startswith(_UPDATE) else ""
-        operator = _norm(prefix + _OPERATOR, layer, step, theory)
+        operator = _norm(prefix + OPERATOR, layer, step, theory)
         if name.endswith("stable rank"):
             twice = _less(_norm(f"{prefix}frobenius norm", layer, step, theory), operator)
             return None if twice is None else 2 * twice
@@ -101,23 +90,6 @@ def _less(one: Fraction | None, other: Fraction | None) -> Fraction | None:
     return None if one is None or other is None else one - other
 
 
-def edge(outputs: float, inputs: float, growing: float) -> float:
-    """(√outputs + √inputs) / √growing, of a matrix.
-
-    The operator norm of independent numbers of standard deviation σ is σ √growing times this
-    (Bai and Yin 1993, Annals of Probability 21): for the first layer and the readout, one side
-    of which does not grow, a factor that goes to 1 so slowly that exponents miss by 0.1 and
-    more at usual widths.
-
-    Args:
-        outputs: rows.
-        inputs: columns.
-        growing: the side that grows with the width.
-    """
-    factor: float = (outputs**0.5 + inputs**0.5) / growing**0.5
-    return factor
-
-
 def _edges(members: Sequence[Member], cells: Cells) -> dict[tuple[int, str], float]:
     """By width and layer."""
     width = {member.name: member.width for member in members}
@@ -126,13 +98,13 @@ def _edges(members: Sequence[Member], cells: Cells) -> dict[tuple[int, str], flo
         name, layer = cell.quantity
         if name in {FAN_IN, FAN_OUT} and cell.run in width:
             sides.setdefault(layer, {}).setdefault(width[cell.run], {})[name] = value
-    edges = {}
-    for layer, by_width in sides.items():
-        grows = len({pair[FAN_OUT] for pair in by_width.values()}) > 1
-        for n, pair in by_width.items():
-            growing = pair[FAN_OUT if grows else FAN_IN]
-            edges[n, layer] = edge(pair[FAN_OUT], pair[FAN_IN], growing)
-    return edges
+    return {
+        (n, layer): found
+        for layer, by_width in sides.items()
+        for n, found in edges(
+            {n: (pair[FAN_OUT], pair[FAN_IN]) for n, pair in by_width.items()}
+        ).items()
+    }
 
 
 def norms(weight: Tensor) -> dict[str, float]:
@@ -145,7 +117,7 @@ def norms(weight: Tensor) -> dict[str, float]:
     frobenius, operator = float(matrix.norm()), operator_norm(matrix)
     rows, columns = matrix.shape
     return {
-        _OPERATOR: operator,
+        OPERATOR: operator,
         "frobenius norm": frobenius,
         "stable rank": (frobenius / operator) ** 2 if operator else float("nan"),
         "spectral ratio": operator / (rows / columns) ** 0.5,

@@ -1,15 +1,17 @@
 """How far a sample of networks is from a Gaussian law of their outputs, beyond its own noise.
 
 Deviations d = (f − μ) / σ of S networks at M numbers, examples times outputs, which depend on each
-other; networks do not. If the law is theirs, every d is N(0, 1). Intervals are of the networks:
-Student's, of the jackknife's pseudo-values θ̃_s = S θ − (S − 1) θ_(−s) (Quenouille 1956; Tukey 1958;
-Efron and Stein 1981: its variance is not below the true one in expectation).
+other; networks do not. If the law is theirs, every d is N(0, 1); if it has no spread, σ = 0, d is
+in another unit and 0. Intervals are of the networks: Student's, of the jackknife's pseudo-values
+θ̃_s = S θ − (S − 1) θ_(−s) (Quenouille 1956; Tukey 1958; Efron and Stein 1981: its variance is not
+below the true one in expectation).
 
 Shape letters: S networks, M numbers.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import chdtri
@@ -33,10 +35,11 @@ class Sample:
             law's, in standard deviations. Noise makes it negative where that is small.
         mean_interval: half of its 95 % interval.
         mean_noise: the same, had the networks the law's mean.
-        variance: E (d − E d)² / M − 1, without bias.
+        variance: E (d − E d)² / M − 1, without bias; without the −1 if the law has no spread.
         variance_interval: half of its 95 % interval.
         mean_within: the part of the M sample means within the law's 95 % interval.
-        variance_within: likewise of the sample variances, by χ² of S − 1 degrees of freedom.
+        variance_within: likewise of the sample variances, by χ² of S − 1 degrees of freedom; both
+            are NaN if the law has no spread.
     """
 
     networks: int
@@ -49,20 +52,26 @@ class Sample:
     variance_within: float
 
 
-def sample(deviations: Array) -> Sample:
+def sample(deviations: Array, spreads: bool = True) -> Sample:
     """What networks say of a law.
 
     Args:
         deviations: d [S, M], of at least :data:`FEWEST` networks.
+        spreads: whether the law has a variance, by whose root d was divided.
     """
     count, numbers = deviations.shape
     mean, variance = _pseudo(_mean_square, deviations), _pseudo(_variance, deviations)
+    variance = variance - 1 if spreads else variance
     products = deviations @ deviations.T / numbers
     products[np.diag_indices(count)] = 0.0
     pairs = count * (count - 1)
     spread = np.sqrt(2 * np.square(products).sum() / pairs**2)
     low, high = (chdtri(count - 1, tail) for tail in (0.975, 0.025))
     squares = (count - 1) * deviations.var(0, ddof=1)
+
+    def within(held: Any) -> float:
+        return float(held.mean()) if spreads else np.nan
+
     return Sample(
         count,
         float(mean.mean()),
@@ -70,8 +79,8 @@ def sample(deviations: Array) -> Sample:
         float(_NORMAL * spread),
         float(variance.mean()),
         interval_of_mean(variance),
-        float((np.abs(deviations.mean(0)) * np.sqrt(count) < _NORMAL).mean()),
-        float(((low < squares) & (squares < high)).mean()),
+        within(np.abs(deviations.mean(0)) * np.sqrt(count) < _NORMAL),
+        within((low < squares) & (squares < high)),
     )
 
 
@@ -86,8 +95,8 @@ def _mean_square(whole: Array, own: Array, count: int, numbers: int) -> Array:
 
 
 def _variance(whole: Array, own: Array, count: int, numbers: int) -> Array:
-    """The mean of the sample variances, less 1."""
-    value: Array = (own - whole / count) / (numbers * (count - 1)) - 1
+    """The mean of the sample variances."""
+    value: Array = (own - whole / count) / (numbers * (count - 1))
     return value
 
 

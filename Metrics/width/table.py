@@ -16,7 +16,12 @@ def cell(exponent: float, interval: float, predicted: Fraction | None, verdict: 
     """ "-0.51±.04 (-1/2)" and a mark."""
     width = f"±{interval:.2f}" if isfinite(interval) else "±?"
     theory = "" if predicted is None else f" ({predicted})"
-    return f"{exponent:+.2f}{width}{theory}{_MARKS.get(verdict, '')}"
+    return f"{signed(exponent)}{width}{theory}{_MARKS.get(verdict, '')}"
+
+
+def signed(exponent: float) -> str:
+    """ "-0.51"; what rounds to zero has no sign of its own: "+0.00"."""
+    return f"{round(exponent, 2) + 0.0:+.2f}"
 
 
 def rows(cells: Mapping[Place, str]) -> list[list[str]]:

@@ -33,6 +33,7 @@ class ChainTheory:
             of the layer with the same role in a chain of three.
         chain: whether the layers are input, hidden ones and readout in this order.
         smooth: whether the nonlinearity is known to have two derivatives everywhere.
+        torch_biases: whether biases begin as torch draws them, of size 1/√fan-in.
     """
 
     theory: Theory | None
@@ -42,6 +43,7 @@ class ChainTheory:
     places: Mapping[str, int] | None = None
     chain: bool = False
     smooth: bool = False
+    torch_biases: bool = False
 
     def initial(self, name: str, layer: str, below: int = 0) -> Fraction | None:
         """An exponent at initialisation.
@@ -54,6 +56,17 @@ class ChainTheory:
         if self.theory is None or (below and not self.chain):
             return None
         return self._of(self.theory.initial[name], layer, below)
+
+    def least_initial(self, layer: str) -> Fraction | None:
+        """The smallest exponent of the parts of a layer's first preactivation.
+
+        torch's biases are n^(−½) where inputs grow. Its weights shrink what they read by √3, with
+        relu by √6, so that at usual widths biases may be the larger part of deep layers.
+        """
+        start = self.initial("preactivation", layer)
+        if start is None or not self.torch_biases or not (self.places or {})[layer]:
+            return start
+        return min(start, Fraction(-1, 2))
 
     def after(self, name: str, layer: str, step: int, below: int = 0) -> Fraction | None:
         """An exponent after a step ≥ 1, of what has changed since initialisation.
@@ -181,8 +194,15 @@ def theory_of(group: Group, fans: Mapping[int, Mapping[str, Fans]]) -> ChainTheo
     if chain is None and not theory.stable:
         return ChainTheory(None, "the layers are no chain, and the parametrization is not stable")
     places = _places(member, chain, fans)
-    smooth = config.nonlinearity in _SMOOTH
-    return ChainTheory(theory, "", abc, family, places, chain is not None, smooth)
+    return ChainTheory(
+        theory,
+        abc=abc,
+        family=family,
+        places=places,
+        chain=chain is not None,
+        smooth=config.nonlinearity in _SMOOTH,
+        torch_biases=config.bias and not config.is_parametrized,
+    )
 
 
 def _refusal(group: Group) -> str:

@@ -40,8 +40,10 @@ class Transfer:
     def why_no_limit(self, member: Member) -> str:
         return no_ensemble(member)
 
-    def measure_limit(self, limit: LimitCheckpoint) -> Values:
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
         """The mean loss of the ensemble's networks, where it is known: at ends of epochs."""
+        if limit.ensemble is None:
+            return None
         return {} if isnan(limit.loss) else {LOSS: limit.loss}
 
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:

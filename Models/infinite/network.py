@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +13,10 @@ from Models.infinite.compiled.stack import Stack, stack_of
 from Models.infinite.engine import Examples, Tile, mode_of, numbers_per_pair
 from Models.infinite.layout import NEAR
 from Models.infinite.program import Program
+from Models.infinite.tiles import Filling, Keeper, Kernel, Nowhere, Plan, size_of, twins
 from Utils.errors import UserError
 from Utils.gram import gram
 
-Kernel = Literal["nngp", "ntk"]
 Progress = Callable[[int, int], None]
 """Called after each tile with the pairs done and all of them."""
 
@@ -69,31 +68,20 @@ class Forecast:
     mode: str
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How pairs are cut into tiles, and who computes them.
-
-    Attributes:
-        rows: of a tile.
-        columns: of a tile.
-        stack: what the compiled kernel does; ``None`` if torch does all.
-    """
-
-    rows: int
-    columns: int
-    stack: Stack | None
-
-
 class InfiniteNetwork:
     """A network of infinite width.
 
     Args:
         program: its layers.
         input_shape: of one example.
+
+    Attributes:
+        begins_at_zero: whether its initial outputs vanish, though its layers do not tell so.
     """
 
     def __init__(self, program: Program, input_shape: Sequence[int]):
         self.program, self.input_shape = program, tuple(input_shape)
+        self.begins_at_zero = False
 
     @torch.no_grad()
     def kernels(
@@ -104,6 +92,7 @@ class InfiniteNetwork:
         dtype: torch.dtype | None = None,
         progress: Progress | None = None,
         block: int | None = None,
+        keeper: Keeper | None = None,
     ) -> Kernels:
         """Both kernels of all pairs, on the device of ``x1``.
 
@@ -117,6 +106,7 @@ class InfiniteNetwork:
             progress: called after each tile.
             block: numbers in the largest block; the result does not depend on it, time and
                 memory do.
+            keeper: of tiles, from which the computation goes on, for :meth:`tiling`.
 
         Raises:
             UserError: examples of another shape, an unknown kernel or another number format.
@@ -128,35 +118,36 @@ class InfiniteNetwork:
         x1 = x1.to(dtype)
         x2 = None if x2 is None else x2.to(x1)
         plan = self._plan(len(x1), None if x2 is None else len(x2), x1.device, block)
-        return self._computed(x1, x2, get, plan, progress)
+        return self._computed(x1, x2, get, plan, progress, keeper)
 
     def _computed(
         self,
         x1: Tensor,
         x2: Tensor | None,
         get: Sequence[Kernel],
-        plan: _Plan,
+        plan: Plan,
         progress: Progress | None = None,
+        keeper: Keeper | None = None,
     ) -> Kernels:
         n, m = len(x1), len(x1 if x2 is None else x2)
-        found = {kernel: x1.new_empty(n, m) for kernel in ("nngp", "ntk") if kernel in get}
+        kinds: tuple[Kernel, ...] = ("nngp", "ntk")
+        found = {kernel: x1.new_empty(n, m) for kernel in kinds if kernel in get}
         cosines = self._cosines(x1) if x2 is None else None
-        done, total = 0, _pairs(plan, n, None if x2 is None else m)
-        for rows, columns, one, other in self._tiles(x1, x2, plan):
-            same = _same(rows, columns) if x2 is None else None
-            known = None if cosines is None else cosines[rows, columns]
-            tile = Tile(self.program, one, other, "ntk" in get, same, plan.stack)
-            state = tile.run(cosines=known)
-            parts = {"nngp": state.q, "ntk": state.t}
-            for kernel, whole in found.items():
-                part = parts[kernel]
-                part = torch.zeros_like(whole[rows, columns]) if part is None else part
-                whole[rows, columns] = part
-                if x2 is None:
-                    whole[columns, rows] = part.T
-            done += (rows.stop - rows.start) * (columns.stop - columns.start)
-            if progress is not None:
-                progress(done, total)
+        filling = Filling(plan, found, x2 is None, keeper or Nowhere())
+        try:
+            for rows, columns, one, other in self._tiles(x1, x2, plan, filling.missing()):
+                same = twins(rows, columns) if x2 is None else None
+                known = None if cosines is None else cosines[rows, columns]
+                tile = Tile(self.program, one, other, "ntk" in get, same, plan.stack)
+                state = tile.run(cosines=known)
+                filling.fill(rows, columns, {"nngp": state.q, "ntk": state.t})
+                if progress is not None:
+                    progress(filling.done + size_of(rows, columns), filling.total)
+        except KeyboardInterrupt:
+            filling.keep(is_last=True)
+            raise
+        if self.begins_at_zero and "nngp" in found:
+            found["nngp"].zero_()
         return Kernels(found.get("nngp"), found.get("ntk"))
 
     @torch.no_grad()
@@ -189,7 +180,7 @@ class InfiniteNetwork:
             found = self._computed(x[:rows], x[:columns], get, plan)
             _ = [float(k[0, 0]) for k in (found.nngp, found.ntk) if k is not None]
             seconds.append(time.perf_counter() - start)
-        pairs = _pairs(plan, n, m)
+        pairs = plan.pairs(n, m)
         item = torch.finfo(dtype).bits // 8
         held = self._per_example() * (rows + columns) * (_MAPS if plan.stack else 1)
         held += _BLOCKS * rows * columns * numbers_per_pair(self.program, plan.stack)
@@ -201,6 +192,10 @@ class InfiniteNetwork:
             mode_of(self.program),
         )
 
+    def tiling(self, n: int, m: int | None, device: torch.device) -> str:
+        """Into which tiles a kernel is cut, and who computes them; its bits depend on it."""
+        return str(self._plan(n, m, device, None))
+
     def _check(self, x1: Tensor, x2: Tensor | None, get: Sequence[Kernel]) -> None:
         for x in (x1,) if x2 is None else (x1, x2):
             if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
@@ -211,18 +206,18 @@ class InfiniteNetwork:
         if not get or set(get) - {"nngp", "ntk"}:
             raise UserError(f"kernels: get={tuple(get)} is unknown; use 'nngp', 'ntk' or both")
 
-    def _plan(self, n: int, m: int | None, device: torch.device, block: int | None) -> _Plan:
+    def _plan(self, n: int, m: int | None, device: torch.device, block: int | None) -> Plan:
         stack = self._stack(n * (n + 1) // 2 if m is None else n * m, device)
         count = numbers_per_pair(self.program, stack)
         block = block or BLOCK.get(device.type, BLOCK["cpu"])
         pairs = max(1, block // count)
         if mode_of(self.program) == "diagonal":
             side = max(1, int(pairs**0.5))
-            return _Plan(side, side, None)
+            return Plan(side, side, None)
         # Where all pairs of positions are held, rows would be copied.
         if stack is not None:
             pairs = min(pairs, max(1, _HELD // (_MAPS * self._per_example())))
-        return _Plan(1, pairs, stack)
+        return Plan(1, pairs, stack)
 
     def _per_example(self) -> int:
         """Numbers of all maps of an example."""
@@ -246,7 +241,11 @@ class InfiniteNetwork:
         return gram(flat / torch.where(norm == 0, 1, norm))
 
     def _tiles(
-        self, x1: Tensor, x2: Tensor | None, plan: _Plan
+        self,
+        x1: Tensor,
+        x2: Tensor | None,
+        plan: Plan,
+        missing: Iterator[tuple[slice, slice]],
     ) -> Iterator[tuple[slice, slice, Examples, Examples]]:
         right = x1 if x2 is None else x2
         # Without positions they are views and few numbers, and what kernels of examples with
@@ -254,7 +253,7 @@ class InfiniteNetwork:
         hold = not self.program.input_sizes or self.program.reads_own_mixture
         held: dict[int, Examples] = {}
         top, one = -1, Examples(x1)
-        for rows, columns in _slices(plan, len(x1), None if x2 is None else len(x2)):
+        for rows, columns in missing:
             if rows.start != top:
                 top, one = rows.start, Examples.of(self.program, x1[rows], plan.stack)
             other = held.get(columns.start)
@@ -263,25 +262,3 @@ class InfiniteNetwork:
                 if hold:
                     held[columns.start] = other
             yield rows, columns, one, other
-
-
-def _slices(plan: _Plan, n: int, m: int | None) -> Iterator[tuple[slice, slice]]:
-    """Tiles; of the upper triangle and its neighbourhood if there is no second side."""
-    for top in range(0, n, plan.rows):
-        rows = slice(top, min(top + plan.rows, n))
-        end = n if m is None else m
-        for begin in range(top if m is None else 0, end, plan.columns):
-            yield rows, slice(begin, min(begin + plan.columns, end))
-
-
-def _pairs(plan: _Plan, n: int, m: int | None) -> int:
-    return sum(
-        (rows.stop - rows.start) * (columns.stop - columns.start)
-        for rows, columns in _slices(plan, n, m)
-    )
-
-
-def _same(rows: slice, columns: slice) -> Tensor | None:
-    i, j = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
-    same = i[:, None] == j[None]
-    return same if bool(same.any()) else None

@@ -117,8 +117,6 @@ def fraction(value: object) -> Fraction:
     Raises:
         ValueError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is no number")
     try:
         return Fraction(str(value)).limit_denominator(1000)
     except (ValueError, ZeroDivisionError):

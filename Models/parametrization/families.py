@@ -20,14 +20,15 @@ def _by_role(
     hidden: Exponents,
     readout: Exponents,
     finite: Exponents = _NONE,
-    vector: Exponents | None = None,
     query: Exponents | None = None,
 ) -> ABC:
-    """The same exponents for all hidden layers; biases are vectors, the last one is finite."""
-    vector = vector or Exponents(first.a, -first.a, first.c)
+    """The same exponents for all hidden layers; biases are vectors, the last one is finite.
+
+    Vectors are like the first layer, which begins with s = 0: both are Θ(1), and read what is.
+    """
     layers = (first, *[hidden] * (hidden_layers - 1), readout)
-    biases = (*[vector] * hidden_layers, finite)
-    return ABC(layers, biases, vector, finite, query or hidden)
+    biases = (*[first] * hidden_layers, finite)
+    return ABC(layers, biases, first, finite, query or hidden)
 
 
 def standard(family: Family, hidden_layers: int, c: Fraction = ZERO) -> ABC:

@@ -145,8 +145,7 @@ class Parametrized:
     def _factor(self, place: Place, abc: ABC) -> float:
         """Of what the model draws itself."""
         s = exponents_of(place, abc).s
-        shrinks = place.fan_in_grows and (self._anchored or place.kind == "other")
-        own = HALF if shrinks else ZERO
+        own = HALF if place.fan_in_grows else ZERO
         factor: float = pow(self.growth[place.name], float(own - s))
         return factor
 

@@ -38,10 +38,18 @@ def report(name: str, abc: ABC, depth: int, family: Family, bias: bool) -> str:
     for row in table:
         cells = (c.ljust(w) for c, w in zip(row, widths, strict=False))
         lines.append("  ".join(cells).rstrip())
-    relative = theory.relative_kernel
-    meaning = "diverges, or layers vanish" if relative is None else f"width^({relative})"
-    lines += ["", f"relative change of the tangent kernel and the features' kernel: {meaning}"]
+    lines += [
+        "",
+        f"relative change of the tangent kernel and the features' kernel: {_kernel(theory)}",
+    ]
     return "\n".join(lines)
+
+
+def _kernel(theory: Theory) -> str:
+    if theory.relative_kernel is not None:
+        return f"width^({theory.relative_kernel})"
+    why = "the parametrization is unstable" if theory.regime == "unstable" else "layers vanish"
+    return f"no power of the width, as {why}"
 
 
 def _later(abc: ABC) -> str:
@@ -54,7 +62,8 @@ def _exponents(abc: ABC, family: Family) -> Iterable[Row]:
     yield "b", [e.b for e in layers]
     yield "c", [e.c for e in layers]
     if abc.first_steps:
-        yield f"c of the first {abc.first_steps}", [e.first for e in layers]
+        steps = "step 1" if abc.first_steps == 1 else f"steps 1 to {abc.first_steps}"
+        yield f"c of {steps}", [e.first for e in layers]
     yield "s = a + b", [e.s for e in layers]
     yield _RATE[family], [e.rate(family) for e in layers]
     yield "bias: a, b, c", [_triple(e) for e in abc.biases]

@@ -178,6 +178,7 @@ def _inferred(
             name,
             f"is tied between {kinds}, whose rules differ",
             "untie them, or multiply the output by 1/width in the forward and give the other role",
+            "input",
         )
     if isinstance(owner, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
         raise _ambiguous(
@@ -196,7 +197,11 @@ def _inferred(
     outer, inner = dimensions
     if isinstance(owner, nn.Embedding):
         if grows[0]:
-            raise _ambiguous(name, "is an embedding with more entries at larger widths", "keep it")
+            raise _ambiguous(
+                name,
+                "is an embedding with more entries at larger widths",
+                "give all widths the same number of entries, or give its role",
+            )
         return "input" if grows[1] else "finite"
     if inner and not outer and isinstance(owner, _ConvNd):
         what = "transposed convolution" if isinstance(owner, _ConvTransposeNd) else "convolution"
@@ -205,6 +210,7 @@ def _inferred(
             f"is a {what} that reads growing channels and writes a fixed number",
             "give the role readout if its outputs are the network's, after sums over channels "
             "alone; else hidden",
+            "readout",
         )
     if outer and inner:
         return "hidden"
@@ -218,8 +224,8 @@ def _use(owner: nn.Module) -> type:
     )
 
 
-def _ambiguous(name: str, why: str, advice: str) -> UserError:
+def _ambiguous(name: str, why: str, advice: str, role: Role = "hidden") -> UserError:
     return UserError(
         f"--param: the role of {name} is ambiguous: it {why}; {advice}, as in "
-        f"--roles {name}=readout"
+        f"--roles {name}={role}"
     )

@@ -123,12 +123,12 @@ def exponents_of(place: Place, abc: ABC) -> Exponents:
         return abc.of(place.role) if place.layer is None else abc.layers[place.layer]
     if place.layer is not None:
         return abc.biases[place.layer]
-    if place.reads == "query":  # scaled with its weight, as queries are as a whole
-        a = abc.vector.a + abc.query.a - abc.of("hidden").a
-        return Exponents(a, abc.vector.b, abc.vector.c)
     if place.role == "finite":
         return abc.biases[-1]
-    return abc.biases[0 if place.reads == "input" else 1]
+    bias = abc.biases[0 if place.reads == "input" else 1]
+    if place.reads == "query":  # scaled with its weight, as queries are as a whole
+        return replace(bias, a=bias.a + abc.query.a - abc.of("hidden").a)
+    return bias
 
 
 def factors(

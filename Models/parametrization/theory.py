@@ -147,13 +147,12 @@ class _Recursion:
         return g
 
     def next_gradients(self, h: list[Fraction], g: list[Fraction]) -> list[Fraction]:
-        """After the first step: also through ΔW, whose columns are aligned with what flows back."""
+        """After a first step of SGD: also through ΔW, whose columns are aligned with what flows
+        back. Of Adam, whose steps do not depend on the size of gradients, nobody reads them."""
         rates = self.rates(first=True)
-        sgd = self.family == "sgd"
-        through = -rates[-1] + (h[self.depth - 1] if sgd else ZERO)
-        new = [max(-self.s[self.depth], through)]
+        new = [max(-self.s[self.depth], h[self.depth - 1] - rates[-1])]
         for layer in range(self.depth - 1, 0, -1):
-            through = new[0] + ONE - rates[layer] + (h[layer - 1] + g[layer] if sgd else ZERO)
+            through = new[0] + ONE - rates[layer] + h[layer - 1] + g[layer]
             new.insert(0, max(new[0] + self.sums[layer] - self.s[layer], through))
         return new
 

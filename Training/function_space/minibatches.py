@@ -72,5 +72,5 @@ def train_on_batches(
 
 def _clip(block: Tensor, slope: Tensor, largest: float) -> Tensor:
     """What torch multiplies a gradient by whose square is sᵀΘ_BB s."""
-    norm = (slope * apply(block.T, slope)).sum().clamp(min=0).sqrt()
+    norm = (slope * apply(block, slope)).sum().clamp(min=0).sqrt()
     return (largest / (norm + 1e-6)).clamp(max=1.0)

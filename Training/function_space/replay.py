@@ -91,7 +91,7 @@ def beyond_outputs(config: TrainConfig, scales: Scales | None = None) -> str:
         return "gradient flow has no steps"
     if config.optimizer not in SGDS:
         return f"--optimizer {config.optimizer} is not linear in the gradient"
-    if config.wd and config.wd_on != "all":
+    if config.wd_on != "all":
         return f"--wd-on {config.wd_on} decays parameters differently"
     if scales is None:
         return ""

@@ -164,7 +164,7 @@ class _Powers:
 
 
 def _limit(curvatures: Tensor, rule: Coefficients, state: Tensor) -> Tensor:
-    """Where nothing pulls any more; the velocities do not matter."""
+    """Where nothing pulls any more."""
     rate, state = curvatures + rule.wd, state.clone()
     largest = largest_lr(float(curvatures.max()), rule)
     if rule.lr >= largest:
@@ -175,6 +175,17 @@ def _limit(curvatures: Tensor, rule: Coefficients, state: Tensor) -> Tensor:
     inverse = torch.where(rate > 0, 1 / rate, 0.0)
     state[:, 0] = -inverse
     if state.shape[1] > 3:
-        e = torch.full_like(inverse, -1.0) if rule.wd else state[:, 2]
+        e = (
+            torch.full_like(inverse, -1.0)
+            if rule.wd
+            else state[:, 2] + _coasted(rule) * state[:, 5]
+        )
         state[:, 1], state[:, 2] = -inverse * e, e
     return state
+
+
+def _coasted(rule: Coefficients) -> float:
+    """How far a unit of velocity carries what nothing pulls on: −η (β + β² + …), after Nesterov
+    −η (β² + β³ + …)."""
+    decay = rule.momentum ** (2 if rule.nesterov else 1)
+    return -rule.lr * decay / (1 - rule.momentum)

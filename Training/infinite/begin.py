@@ -4,6 +4,7 @@ import logging
 import math
 
 import torch
+from torch import nn
 
 from Data.dataset import Dataset
 from Training.config import TrainConfig
@@ -12,8 +13,9 @@ from Training.function_space import largest_curvature, largest_lr
 from Training.infinite.kernels import KernelsOfRun, tangent_kernel
 from Training.infinite.network import FunctionSpaceNetwork, numbered
 from Training.registry import LOSSES
-from Utils.errors import UserError
+from Utils.errors import Diverged, UserError
 from Utils.rundir import RunFolder
+from Utils.storage import open_hdf5
 
 __all__ = ["kernels_of", "network_of", "numbered"]
 
@@ -68,9 +70,10 @@ def network_of(kernels: KernelsOfRun, run: RunFolder, log: logging.Logger) -> Fu
         log: where the user is told how long it takes, and of too large a learning rate.
     """
     config, dataset = kernels.config, kernels.dataset
-    is_new = not run.fetch(run.kernels).exists()
+    is_new = not _are_there(kernels, run)
     if is_new:
         kernels.save(run, log)
+    run.remove_kernel_parts()
     tangent, _ = tangent_kernel(run)
     network = FunctionSpaceNetwork(
         tangent, dataset.entry.num_classes, LOSSES[config.loss].load(), dataset.train.targets
@@ -80,18 +83,21 @@ def network_of(kernels: KernelsOfRun, run: RunFolder, log: logging.Logger) -> Fu
     return network
 
 
+def _are_there(kernels: KernelsOfRun, run: RunFolder) -> bool:
+    """Whether the run has its kernels, and not those of a command that got no further."""
+    if not run.fetch(run.kernels).exists():
+        return False
+    if run.hyperparameters.exists():
+        return True
+    with open_hdf5(run.kernels, "delete it, and run the same command again") as file:
+        return bool(file.attrs.get("identity") == kernels.identity())
+
+
 def _tell_largest_lr(
     config: TrainConfig, network: FunctionSpaceNetwork, log: logging.Logger
 ) -> None:
-    """The learning rate up to which steps on the whole training set stay bounded, at f = 0."""
+    largest = _largest_lr(config, network)
     assert config.lr is not None
-    outputs = torch.zeros_like(network.dual)
-    kernel = network.tangent[: len(outputs)]
-    curvature = largest_curvature(kernel, network.loss, outputs, network.targets)
-    rule = Coefficients(
-        config.lr, 0.0, config.momentum or 0.0, config.dampening or 0.0, config.nesterov
-    )
-    largest = largest_lr(curvature, rule)
     if config.lr > largest:
         log.warning(
             "--lr %g is above %.3g, up to which steps on all examples stay bounded at first",
@@ -99,3 +105,26 @@ def _tell_largest_lr(
         )
     elif math.isfinite(largest):
         log.info("steps on all examples stay bounded up to --lr %.3g", largest)
+
+
+def diverged(error: Diverged, config: TrainConfig, network: nn.Module) -> Diverged:
+    """The same error with advice that helps a network in function space."""
+    assert isinstance(network, FunctionSpaceNetwork)
+    largest, advice = _largest_lr(config, network), "lower --lr"
+    if math.isfinite(largest):
+        advice += f": steps on all examples stay bounded up to {largest:.3g}"
+        advice += "" if config.loss == "mse" else " at first"
+        if config.train_batch_size < len(network.targets):
+            advice += ", mini-batches may need less"
+    return Diverged.at(error.step, error.what, advice)
+
+
+def _largest_lr(config: TrainConfig, network: FunctionSpaceNetwork) -> float:
+    """The learning rate up to which steps on the whole training set stay bounded, at f = 0."""
+    outputs = torch.zeros_like(network.dual)
+    kernel, targets = network.tangent[: len(outputs)], network.targets.to(outputs.device)
+    curvature = largest_curvature(kernel, network.loss, outputs, targets)
+    rule = Coefficients(
+        config.lr or 0.0, 0.0, config.momentum or 0.0, config.dampening or 0.0, config.nesterov
+    )
+    return largest_lr(curvature, rule)

@@ -11,6 +11,7 @@ Shape letters: N training examples, P others, C outputs, B examples of a batch.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,35 @@ from Training.discrete_laws import linear_step
 from Training.function_space import Modes, batch_numbers, sgd_rules
 from Training.infinite.kernels import Prior
 from Training.schedule import Schedule
+
+
+class Variance(Protocol):
+    """How outputs spread during training."""
+
+    def __call__(self, step: int) -> Tensor:
+        """[P], after ``step`` steps."""
+
+    def of_losses(self, step: int) -> float:
+        """By how much the mean training loss is above that of the mean outputs."""
+
+
+class NoVariance:
+    """Of networks that begin at f = 0 and follow one kernel, under any loss.
+
+    Args:
+        examples: P.
+    """
+
+    def __init__(self, examples: int):
+        self._examples = examples
+
+    def __call__(self, step: int) -> Tensor:
+        """0 at every step."""
+        return torch.zeros(self._examples, dtype=torch.float64)
+
+    def of_losses(self, step: int) -> float:
+        """0."""
+        return 0.0
 
 
 class EnsembleVariance:
@@ -74,7 +104,7 @@ class EnsembleVariance:
         if self._modes is not None:
             gain = self._modes.gain(sum(map(self._schedule.lr, range(step))), self._w)
             return (self._modes.vectors * gain) @ self._modes.vectors.T
-        if step < self._step:
+        if step <= self._step:
             self._solvers = self._replayed()
         for reached, solver in self._solvers:
             self._step = reached

@@ -8,7 +8,7 @@ import torch
 from Training.checkpoints import Checkpoint
 from Training.config import ExtractConfig
 from Training.function_space.kernels import apply
-from Training.infinite.ensemble import EnsembleVariance
+from Training.infinite.ensemble import EnsembleVariance, NoVariance, Variance
 from Training.infinite.kernels import prior_kernel, tangent_kernel
 from Training.rebuild import rebuild_config
 from Utils.errors import UserError
@@ -16,7 +16,7 @@ from Utils.rundir import RunFolder
 
 
 class InfiniteProbe:
-    """Outputs on the probe batch, and with squared error their variance over the ensemble.
+    """Outputs on the probe batch, and where it is known their variance over the ensemble.
 
     Args:
         config: what to compute.
@@ -36,14 +36,17 @@ class InfiniteProbe:
         training = rebuild_config(run, hyperparameters)
         kernel, rows = tangent_kernel(run)
         self._cross = kernel[rows["probe"]].double()
-        self._variance, prior = None, prior_kernel(run)
-        if prior is not None:
+        self._variance: Variance | None = None
+        prior = prior_kernel(run)
+        if prior is not None and prior.is_zero:
+            self._variance = NoVariance(len(self._cross))
+        elif prior is not None:
             outputs = hyperparameters["task"]["num_classes"]
             train = kernel[rows["train"]]
             self._variance = EnsembleVariance(training, train, self._cross, prior, outputs)
 
     def __call__(self, path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-        """``probe/logits`` [P, C]; with squared error also what is known of the ensemble:
+        """``probe/logits`` [P, C]; with squared error, or where f begins at 0, of the ensemble:
 
         ``probe/variance`` [P] of each logit, and at ends of epochs ``ensemble/train_loss``, the
         mean of its networks' training losses.
@@ -52,7 +55,7 @@ class InfiniteProbe:
         if self._variance is not None:
             step = checkpoint["step"]
             found["probe/variance"] = self._variance(step)
-            if "train_loss" in checkpoint and step:
+            if "train_loss" in checkpoint:
                 loss = checkpoint["train_loss"] + self._variance.of_losses(step)
                 found["ensemble/train_loss"] = torch.tensor(loss, dtype=torch.float64)
         return {name: tensor.numpy() for name, tensor in found.items()}

@@ -17,9 +17,9 @@ from scripts.sweeps.status import counts, standing
 from Training.backends import start
 from Training.checkpoints import Checkpoint, save_checkpoint
 from Training.config import TrainConfig
+from Training.laws import laws_of
 from Training.loop import Trainer
 from Training.recorder import Silence
-from Training.run import laws_of
 from Training.schedule import Schedule
 from Training.state import TrainingState
 from Utils.amounts import bytes_text, seconds_text

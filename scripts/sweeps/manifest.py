@@ -8,7 +8,6 @@ would be anyway, nor which values its neighbours in the grid have.
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from Training.folder import WITHOUT_EFFECT
 from Utils.config import validate
 from Utils.errors import UserError
 from Utils.registry import unknown
+from Utils.rundir import file_name
 from Utils.storage import read_json, write_json
 
 Grid = Mapping[str, Sequence[Any]]
@@ -40,7 +40,6 @@ AXES = tuple(name for name in TrainConfig.model_fields if name not in {*REFUSED,
 """What can be varied or fixed."""
 
 _DIGITS_OF_THE_ID = 8
-_LONGEST_PREFIX = 150
 
 
 _FILE = "manifest.json"
@@ -192,7 +191,7 @@ def _run(point: Mapping[str, Any], shown: Sequence[str]) -> Run:
         content = {name: flat[name] for name in sorted(values) if name not in WITHOUT_EFFECT}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     label = ",".join(f"{name}={_brief(flat[name])}" for name in shown if flat[name] is not None)
-    prefix = re.sub(r"[^\w.,=+-]+", "_", label).lstrip(".-")[:_LONGEST_PREFIX] or "run"
+    prefix = file_name(label) or "run"
     flags = {name: flat[name] for name in values if flat[name] is not None}
     return Run(f"{prefix}-{digest[:_DIGITS_OF_THE_ID]}", flags)
 

@@ -215,12 +215,15 @@ def tables_of(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("remove", "there is no run with --width inf, --loss mse and otherwise the same flags"),
+        (
+            "remove",
+            "there is no run with --width inf and otherwise the same flags; with --loss mse",
+        ),
         ("few", "no width has 4 networks; use more --init-seed"),
         ("seeds", "runs differ in --seed, and so in data and probe batch; use --init-seed"),
         ("other", "no run of finite width has its --lr"),
         ("ce", "with --loss ce it begins at f = 0"),
-        ("extracted", "run extract.py for all, with --probe logits"),
+        ("extracted", "run extract.py --probe logits for all"),
     ],
 )
 def test_why_nothing_is_compared(
@@ -250,6 +253,51 @@ def test_why_nothing_is_compared(
     assert reason in said
     assert not found.exponents
     assert "no networks and their limit were measured" in plotted(ensemble, "--metrics ensemble")[0]
+
+
+def test_outputs_that_are_extracted_later_are_taken(
+    ensemble: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After --probe none caches hold no outputs, say so, and are completed without --overwrite."""
+    for run in sorted(ensemble.iterdir()):
+        if run.name != "inf" and (run.name.startswith("w256") or int(run.name[-1]) >= 4):
+            shutil.rmtree(run)
+    metrics = "--metrics ensemble,transfer,coordinates"
+    cached(ensemble, metrics)
+    expected, known = tables(ensemble), _limits(ensemble)
+    for run in sorted(ensemble.glob("*/feats")):
+        for path in run.glob("step*.h5"):
+            path.unlink()
+        extract_run(RunFolder(run.parent), "--probe none")
+    capfd.readouterr()
+    found = cached(ensemble, f"{metrics} --overwrite")
+    said = capfd.readouterr().err
+    advice = "without outputs on the probe batch; run extract.py --probe logits, and then this"
+    assert f"ensemble: 5 runs {advice}" in said
+    assert f"transfer: inf {advice}" in said
+    assert "run extract.py --probe logits for all" in found[0].text()
+    assert not found[0].exponents
+    assert np.isnan(list(_limits(ensemble).values())).all()
+    plotted(ensemble, metrics)
+    for run in sorted(ensemble.glob("*/feats")):
+        extract_run(RunFolder(run.parent))
+    cached(ensemble, metrics)
+    assert "without outputs" not in capfd.readouterr().err
+    for name, values in tables(ensemble).items():
+        np.testing.assert_array_equal(values, expected[name])
+    assert _limits(ensemble) == known
+    assert np.isfinite(list(known.values())).all()
+
+
+def _limits(path: Path) -> dict[str, float]:
+    """What other metrics know of infinite width at the last step."""
+    values = {}
+    named = {"transfer": "train loss/network", "coordinates": "preactivation/classifier"}
+    for metric, name in named.items():
+        with h5py.File(path / "cache" / f"{metric}.h5") as file:
+            row = [run.decode() for run in file["runs"][()]].index("inf")
+            values[metric] = float(file[name][row, -1])
+    return values
 
 
 def test_by_the_commands(ensemble: Path) -> None:

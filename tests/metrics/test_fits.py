@@ -125,6 +125,21 @@ def test_the_slope_of_a_sum_of_powers_does_not_fall() -> None:
     assert falling.verdict(Fraction(0), Fraction(-1, 2)) == "contradicts"
 
 
+def test_noise_of_the_last_octave_is_no_fall() -> None:
+    """A last octave that falls in half of the seeds and rises in the others says nothing."""
+    widths, least = [64, 128, 256, 512], (Fraction(0), Fraction(-1, 2))
+    line = np.array(widths) ** -0.4
+    down, up = line * [1, 1, 1, 0.6], line * [1, 1, 1, 1.05]
+    seeds = [seed for seed in range(6) for _ in widths]
+    noisy = fit_exponent(widths * 6, seeds, [*down, *up] * 3)
+    sure = fit_exponent(widths * 6, seeds, [*down] * 6)
+    assert noisy is not None
+    assert sure is not None
+    for fit, verdict in ((noisy, "pre-asymptotic"), (sure, "contradicts")):
+        assert fit.last_octave < fit.exponent - 0.15
+        assert fit.verdict(*least) == verdict
+
+
 def test_the_minimum_of_a_parabola_lies_between_its_points() -> None:
     rates = np.array([0.1, 0.2, 0.4, 0.8])
     losses = 3 * np.exp(2 * np.log(rates / 0.3) ** 2)

@@ -273,7 +273,7 @@ def train_with(
     laws: Laws, flags: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[RunFolder, Path]:
     """A run for which these laws are claimed, and the cache of its only family."""
-    monkeypatch.setattr("Training.run.laws_of", lambda *_: laws)
+    monkeypatch.setattr("Training.keeper.laws_of", lambda *_: laws)
     flags += " --dtype float64 --epochs 10 --wd 1e-2 --observe-freq 6"
     run = train_run(path / "e" / "false", flags)
     extract_run(run, "--probe none")

@@ -10,8 +10,9 @@ import torch
 
 from Metrics.width.alignment import alignments
 from Metrics.width.caching import disagreement
+from Metrics.width.edges import edge
 from Metrics.width.exponents import MOST
-from Metrics.width.norms import edge, operator_norm
+from Metrics.width.norms import operator_norm
 from tests.experiments import (
     FLAGS,
     SEEDS,
@@ -196,6 +197,18 @@ def test_independent_and_aligned_products_have_their_log_alignment() -> None:
     aligned = alignments(torch.ones_like(w), ones, ones @ torch.ones_like(w).T)
     assert aligned == pytest.approx({"alignment": 1, "log alignment": 1})
     assert alignments(w, torch.zeros_like(x), torch.zeros(200, 300)) == {}  # behind dead neurons
+
+
+def test_biases_of_torch_are_a_part_of_the_beginning(tmp_path: Path) -> None:
+    """Without --param deep layers are mostly biases, n^(−½), at any width that can be trained."""
+    flags = FLAGS.replace("--depth 4", "--depth 7").replace("--epochs 1", "--epochs 0")
+    path = make(tmp_path / "e", flags, "0.1", (64, 128, 256), (1, 2, 3))
+    (found,) = cached(path, "--metrics coordinates")
+    layers = {e.quantity.layer: e for e in found.exponents if e.quantity.name == "preactivation"}
+    assert layers["fc1"].verdict == "agrees"
+    assert layers["fc6"].fit.exponent == pytest.approx(-0.5, abs=0.15)
+    assert layers["fc6"].verdict == "pre-asymptotic"
+    assert not any(e.verdict == "contradicts" for e in found.exponents)
 
 
 def test_outputs_at_initialisation(grid: Path) -> None:

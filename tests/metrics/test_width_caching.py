@@ -14,9 +14,11 @@ import h5py
 import pytest
 import xarray
 
+from Metrics import CacheConfig
 from Metrics.fits import Fit
 from Metrics.registry import scope_of
 from Metrics.width.caching import disagreement
+from Metrics.width.command import cache_and_tell
 from Metrics.width.exponents import Exponent, unconfirmed
 from Metrics.width.metric import Quantity
 from tests.experiments import (
@@ -28,6 +30,7 @@ from tests.experiments import (
     make,
 )
 from tests.runs import ROOT
+from Utils.cli import parse
 from Utils.errors import UserError
 
 
@@ -41,7 +44,7 @@ def test_only_what_is_new_is_measured(grid: Path) -> None:
     run.rename(run.with_name("away.h5"))
     cached(grid, "--metrics gradients")  # one more run, and one that lacks step 0
     text = (grid / "logs" / "cache.log").read_text()
-    assert "w16-s1 is left out: it lacks the features of step 0" in text
+    assert "w16-s1 is left out: no features of step 0" in text
     assert f"{1 + STEPS} new checkpoints of 14 runs measured" in text
     run.with_name("away.h5").rename(run)
     (third,) = cached(grid, "--metrics gradients")
@@ -73,6 +76,21 @@ def test_an_experiment_without_runs_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "e").mkdir()
     with pytest.raises(UserError, match="has no run that can be measured"):
         cached(tmp_path / "e", "--metrics coordinates")
+
+
+def test_runs_left_out_for_one_reason_are_told_together(grid: Path) -> None:
+    for seed in (1, 2, 3):
+        shutil.rmtree(grid / f"w16-s{seed}" / "feats")
+    cached(grid, "--metrics gradients")
+    log = (grid / "logs" / "cache.log").read_text()
+    assert "3 runs (w16-s1, …) are left out: no features; run extract.py first" in log
+
+
+def test_an_experiment_that_is_not_there(grid: Path) -> None:
+    flags = ["--save-dir", str(grid.parent), "--experiment", "spp"]
+    with pytest.raises(UserError, match="unknown experiment 'spp'; did you mean 'sp'") as error:
+        cache_and_tell(parse(CacheConfig, [*flags, "--metrics", "gradients"]))
+    assert "available: sp" in str(error.value)
 
 
 def test_the_table_is_a_csv_and_xarray_opens_the_cache(grid: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from Metrics.figures._experiment import ExperimentCache, FittedExponent, read_experiment
-from Metrics.figures._exponents import draw_forest, draw_sizes
+from Metrics.figures._exponents import draw_sizes
+from Metrics.figures._forest import draw_forest
 from Metrics.figures._options import Options
 from Metrics.figures._phases import axes_of, draw_phases
 from tests.experiments import (
@@ -66,6 +67,34 @@ def test_dashed_lines_have_the_predicted_slopes(grid: Path) -> None:
         float(np.array(line.get_xdata())[0]) for line in forest.lines if line.get_marker() == "|"
     ]
     assert ticks == [0, -1.5, -1.5]
+
+
+def test_predicted_norms_have_the_part_that_finite_width_adds(grid: Path) -> None:
+    """The readout [10, n]: ‖W‖ ∝ √n + √10 over √n of each weight, by Bai and Yin."""
+    (found,) = cached(grid, "--metrics update-norms")
+    figure = draw_sizes(read_experiment(found.path), Options(layers=("classifier",)))
+    axes = {a.get_title(loc="left"): a for a in figure.axes}
+    assert axes["operator norm, step 0"].get_ylabel() == "norm"
+    assert axes["stable rank, step 0"].get_ylabel() == "rank"
+    edge = 1 + np.sqrt(10 / np.array(WIDTHS))
+    for title, shape in (("operator norm", edge), ("stable rank", edge**-2.0)):
+        dashes = np.array(axes[f"{title}, step 0"].lines[-1].get_data()[1], float)
+        assert dashes / dashes[0] == pytest.approx(shape / shape[0])
+
+
+def test_every_group_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    for rate in ("0.1", "0.2", "0.3", "0.4"):
+        make(path, FLAGS, rate)
+        for run in path.glob("w*"):
+            run.rename(run.with_name(f"lr{rate}-{run.name}"))
+    (found,) = cached(path, "--metrics gradients")
+    labels = [group.label for group in found.groups]
+    assert labels == ["lr=0.1", "lr=0.2", "lr=0.3", "lr=0.4"]
+    files = [Path(line).stem for line in plotted(path, "--metrics gradients")]
+    assert files == [*(f"gradients-{label}" for label in labels), "gradients-exponents"]
+    forest = draw_forest(read_experiment(found.path), Options())
+    assert [a.get_title(loc="left") for a in forest.axes] == labels
 
 
 def test_phases_are_those_of_the_recursion() -> None:

@@ -175,7 +175,7 @@ def test_no_metric_stumbles_over_infinity(
         assert limits == ({"winf"} if each.metric in meant else set()), each.metric
     assert "kernel-convergence: --width inf of nngp is left out: no run of finite width" in log
     assert "has its --nngp" in log
-    assert "ranks: --width inf of nngp, winf is left out: the metric is about weights" in log
+    assert "ranks: --width inf of nngp and winf are left out: the metric is about weights" in log
     assert ("--loss mse has the mean and variance of all" in log) == (loss == "ce")
     drawn = {Path(line).stem for line in plotted(path, "") if line.endswith(".png")}
     assert set(OF_EXPERIMENTS) - drawn <= {"ensemble", "transfer"}

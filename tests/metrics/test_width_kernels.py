@@ -147,7 +147,7 @@ def test_kernels_converge_as_one_over_the_root_of_the_width(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ("--param mup", "classifier.weight begins as width^-1"),
+        ("--param mean-field", "fc2.weight begins as width^-1"),
         ("", "without --param nothing says how the model grows"),
     ],
 )

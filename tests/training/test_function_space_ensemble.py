@@ -80,13 +80,16 @@ def test_mean_and_covariance_are_those_of_trained_random_features(rule: Coeffici
     torch.testing.assert_close(covariance[0], linear @ linear.T, rtol=0, atol=1e-10)
 
 
-def test_gradient_flow_is_lee_et_al_with_matrix_functions() -> None:
+@pytest.mark.parametrize(("given", "slope"), [(None, 2 / (TRAIN * OUTPUTS)), (0.3, 0.3)])
+def test_gradient_flow_is_lee_et_al_with_matrix_functions(
+    given: float | None, slope: float
+) -> None:
     """Their equations, written with expm and an inverse, for kernels that have one."""
     tangent, prior = kernels()
     tangent = tangent + 0.5 * torch.eye(len(tangent), dtype=D)
-    y, n, slope = targets(), slice(0, TRAIN), 2 / (TRAIN * OUTPUTS)
+    y, n = targets(), slice(0, TRAIN)
     times = [0.0, 0.1, 3.0, math.inf]
-    path = InfiniteEnsemble(tangent[n, n], prior[n, n], y).flow(times)
+    path = InfiniteEnsemble(tangent[n, n], prior[n, n], y, given).flow(times)
     moved = path.at(tangent[:, n], prior[:, n], prior)
     for k, t in enumerate(times):
         decay = torch.zeros_like(tangent[n, n])

@@ -31,6 +31,7 @@ from Training.function_space import (
     regularized,
     train_on_batches,
 )
+from Training.function_space.gradient_flow import _Flow
 from Training.function_space.losses import Loss, loss_hessian
 from Training.losses import cross_entropy, mean_squared_error
 from Utils.errors import UserError
@@ -138,11 +139,37 @@ def test_stiff_kernels_are_followed_for_long() -> None:
     torch.testing.assert_close(path.train, closed.train, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e10])
+def test_precision_is_that_of_outputs_for_kernels_of_any_size(size: float) -> None:
+    model, start = traced_model(), traced_model().outputs[:TRAIN]
+    kernel, times = size * model.train, [0.1 / size, 2 / size]
+    path = gradient_flow(kernel, start, targets(), mean_squared_error, times)
+    closed = SquaredError(kernel, start, targets()).flow(times)
+    torch.testing.assert_close(path.train, closed.train, rtol=0, atol=1e-7)
+
+
 def test_time_zero_alone() -> None:
     model = traced_model()
     start = model.outputs[:TRAIN]
     path = gradient_flow(model.train, start, labels(), cross_entropy, [0.0])
     assert torch.equal(path.train[0], start)
+
+
+@pytest.mark.parametrize("model", [full_model(parameters=7), traced_model()])
+def test_the_solvers_jacobian_is_the_derivative_of_its_rate(model: LinearModel) -> None:
+    """By central differences, where weight decay has left a third of the initial weights."""
+    decay, start, z = 0.4, model.outputs[:TRAIN], model.radial[:TRAIN]
+    equation = _Flow(model.train, start, labels(), cross_entropy, decay, z)
+    q = 0.1 * torch.randn(TRAIN * OUTPUTS, generator=torch.Generator().manual_seed(0), dtype=D)
+    shape = model.train.shape[:1] if model.train.dim() == 2 else (TRAIN * OUTPUTS,)
+    time, h = math.log(3) / decay, 1e-6
+
+    def rate(q: Tensor) -> Tensor:
+        return torch.from_numpy(equation._rate(time, q.view(*shape, -1)))
+
+    columns = [(rate(q + h * e) - rate(q - h * e)) / (2 * h) for e in torch.eye(len(q), dtype=D)]
+    found = torch.from_numpy(equation._jacobian(time, q.view(*shape, -1)))
+    torch.testing.assert_close(found, torch.stack(columns, 1), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, mean_squared_error])
@@ -211,3 +238,23 @@ def test_eigenvalues_that_are_rounding_are_zero() -> None:
     for dtype in (torch.float32, D):
         x = features.to(dtype)
         assert (Modes.of(x @ x.T).values > 0).sum() == 5
+
+
+def test_rounding_is_that_of_the_format_in_which_a_kernel_was_given() -> None:
+    kernel = torch.diag(torch.tensor([1.0, 1e-9]))
+    assert Modes.of(kernel).values.tolist() == [0, 1]
+    assert (Modes.of(kernel.double()).values > 0).all()
+
+
+@pytest.mark.parametrize("factor", [1e-3, 50.0])
+def test_time_is_in_units_of_the_slope(factor: float) -> None:
+    """Also of modes that are rounding, which end where their outputs would be seen."""
+    x = torch.randn(TRAIN, 5, generator=torch.Generator().manual_seed(1))
+    modes, start = Modes.of(x @ x.T), targets(3)
+    times = [0.5 / modes.floor, 3 / modes.floor]
+    later = [time / factor for time in times]
+    one = SquaredError(modes, start, targets(), slope=1.0).flow(times)
+    other = SquaredError(modes, start, targets(), slope=factor).flow(later)
+    torch.testing.assert_close(one.dual, other.dual, rtol=1e-10, atol=0)
+    for time, scaled in zip(times, later, strict=True):
+        torch.testing.assert_close(modes.gain(time, 1.0), modes.gain(scaled, factor))

@@ -197,6 +197,21 @@ def test_recurrent_layers_in_float32() -> None:
     assert torch.backends.mkldnn.enabled == fast
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fused_operations_are_as_they_were(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = [torch.backends.mkldnn, torch.backends.cudnn]
+    for library in libraries:
+        monkeypatch.setattr(library, "enabled", enabled)
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+        LinearizedModel(Recurrent())(torch.randn(5, 4, 6))
+        assert torch.backends.mha.get_fastpath_enabled() == enabled
+        assert [library.enabled for library in libraries] == [enabled] * 2
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def test_models_without_a_forward_derivative_are_refused() -> None:
     with pytest.raises(UserError, match="cannot be linearised"):
         LinearizedModel(Distances())(torch.randn(5, 6))

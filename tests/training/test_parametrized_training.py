@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from Models import build_model
+from Models.parametrization.exponents import Family
 from Models.parametrization.network import Parametrized
 from Models.parametrization.scales import Scales, exponents_of
 from tests.runs import mistake, run_stage
@@ -144,10 +145,43 @@ def test_equal_scales_share_a_group_and_the_base_width_has_one() -> None:
     assert len(groups) == 3  # input and its vectors; hidden and finite; readout
 
 
+def test_the_table_has_the_columns_that_say_something() -> None:
+    always = ("parameter", "lr ×", "wd ×")
+    for flags, more in (
+        ("--param mup", ()),
+        ("--param mup --optimizer adam", ("ε ×",)),
+        ("--param ipllr", ("first lr ×",)),
+    ):
+        head = scales_for(f"--model fc --depth 3 --width 8 {flags}").table().splitlines()[0]
+        assert [c for c in (*always, "ε ×", "first lr ×") if c in head] == [*always, *more]
+
+
+def test_biases_of_attention_are_scaled_by_what_their_layers_read() -> None:
+    """C = 2a + c of the mean-field biases is −1, 0 and 1, that of queries the keys'."""
+    flags = "--model vit --depth 1 --heads 2 --patch-size 2 --width 8"
+    found = scales_for(f"{flags} --param ip")
+    assert found.of("embedding.patches.bias").lr == 8
+    inner = [s for s in found.parameters if s.name.startswith("blocks") and ".norm" not in s.name]
+    assert {s.lr for s in inner if s.name.endswith("bias")} == {1}
+    assert found.of("classifier.bias").lr == 1 / 8
+    first = scales_for(f"{flags} --abc '{FIRST}'")
+    assert {first.of(f"blocks.0.attention.{k}.bias").first_lr for k in "qkv"} == {8}
+
+
+@pytest.mark.parametrize("family", ["sgd", "adam"])
+def test_one_learning_rate_for_all_parameters_under_standard_parametrization(
+    family: Family,
+) -> None:
+    for param, lr in (("sp", 1), ("sp-lr1n", 1 / N)):
+        scales = network(f"--param {param}")[1].scales(family, "gradient")
+        assert {scale.lr for scale in scales.parameters} == {lr}
+
+
 @pytest.mark.parametrize("optimizer", ["sgd --lr 0.1", "adam --lr 0.01 --eps 1e-3"])
-def test_attention_divides_by_the_size_of_a_head(optimizer: str) -> None:
+@pytest.mark.parametrize("param", ["mup", "mup-table8"])
+def test_attention_divides_by_the_size_of_a_head(param: str, optimizer: str) -> None:
     """muP's 1/d is 1/√d with queries divided by √(d/d₀), here once in weights, once outside."""
-    flags = "--model vit --depth 1 --heads 2 --patch-size 2 --param mup-table8 --base-width 8"
+    flags = f"--model vit --depth 1 --heads 2 --patch-size 2 --param {param} --base-width 8"
     given = f"{flags} --width 32 --dtype float64 --optimizer {optimizer}"
     plain = f"{given} --roles blocks.*.attention.q.weight=hidden"
     runs = []

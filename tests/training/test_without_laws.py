@@ -10,9 +10,10 @@ import torch
 from Metrics.registry import DEFAULT_METRICS, METRICS
 from Models.symmetry import Laws
 from tests.runs import cache_run, extract_run, flags_of, mistake, run_stage, train_run
-from Training import run as training
+from Training import laws as training_laws
 from Training.config import TrainConfig
 from Training.ensemble import train_together
+from Training.run import train
 from Utils.cli import parse
 from Utils.rundir import RunFolder
 
@@ -31,7 +32,7 @@ def test_training_is_the_same_and_nothing_is_looked_for(
     tmp_path: Path, flags: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     followed = train_run(tmp_path / "e" / "followed", f"{FLAGS} {flags}")
-    monkeypatch.setattr(training, "find_laws", None)  # a call would raise
+    monkeypatch.setattr(training_laws, "find_laws", None)  # a call would raise
     run = train_run(tmp_path / "e" / "run", f"{FLAGS} {flags} --no-laws")
     assert run.checkpoint_steps() == followed.checkpoint_steps() == STEPS
     for name, weight in weights(followed, 12).items():
@@ -59,7 +60,7 @@ def test_members_of_an_ensemble_follow_no_laws(tmp_path: Path) -> None:
     assert train_together([parse(TrainConfig, each) for each in argv], together) == [0, 0]
     alone = RunFolder(tmp_path / "alone" / "2")
     config = parse(TrainConfig, [*flags.split(), "--seed", "2", *flags_of(alone)])
-    assert training.train(config, nullcontext(alone)) == 0
+    assert train(config, nullcontext(alone)) == 0
     for name, weight in weights(alone, 12).items():
         torch.testing.assert_close(weights(together[1], 12)[name], weight, rtol=1e-9, atol=1e-12)
 

@@ -23,7 +23,8 @@ import torch
 SWITCH = "LEARNING_MECHANICS_COMPILED"
 """Environment variable; 0 computes everything in torch."""
 
-SOURCE = Path(__file__).with_name("slab.cpp")
+_FOLDER = Path(__file__).parent
+_SOURCE = _FOLDER / "slab.cpp"
 
 _NAME = "learning_mechanics_slab"
 
@@ -67,8 +68,8 @@ def place() -> Path:
     """Where the compiled library lies, or will."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path(caches) / "torch_extensions"
-    system = (torch.__version__, sys.platform, platform.machine())
-    facts = (SOURCE.read_text(encoding="utf-8"), *system, *_flags())
+    sources = [path.read_text(encoding="utf-8") for path in (_SOURCE, *sorted(_FOLDER.glob("*.h")))]
+    facts = (*sources, torch.__version__, sys.platform, platform.machine(), *_flags())
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     return Path(root) / f"{_NAME}_{key}" / f"{_NAME}.so"
 
@@ -100,14 +101,14 @@ def _compile(library: Path) -> None:
     with _quiet("torch.utils.cpp_extension"):  # it looks for CUDA
         from torch.utils.cpp_extension import load
 
-    _LOG.warning("compiling %s, once, some 20 s", SOURCE.name)
+    _LOG.warning("compiling %s, once, some 20 s", _SOURCE.name)
     with (
         tempfile.TemporaryDirectory(dir=library.parent) as folder,
         _ninja_of_this_environment(),
     ):
         load(
             _NAME,
-            [str(SOURCE)],
+            [str(_SOURCE)],
             extra_cflags=list(_flags()),
             extra_ldflags=_threads(),
             build_directory=folder,

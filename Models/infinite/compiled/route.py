@@ -14,7 +14,7 @@ from Models.infinite.layout import Layout
 from Models.infinite.program import INPUT
 
 _TOGETHER = 5
-"""Features are read so many at a time; as in slab.cpp."""
+"""Features are read so many at a time; as in numerics.h."""
 
 _GROUPS = 4
 """Partial sums per pair, whatever the number of threads; as in slab.cpp."""
@@ -116,7 +116,7 @@ def _images(x: Tensor) -> Tensor:
 
 
 def _table(stack: Stack, sides: dict[int, Sides], tangent: bool) -> tuple[Tensor, bool]:
-    """The instructions, in the columns of slab.cpp; whether the end has a tangent kernel."""
+    """The instructions, in the columns of plan.h; whether the end has a tangent kernel."""
     slots = stack.slots()
     has = {INPUT: False}
     rows = []

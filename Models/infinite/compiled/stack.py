@@ -22,7 +22,7 @@ from Models.infinite.program import INPUT, Program, Step
 
 
 class Kind(IntEnum):
-    """What a step of a stack does; numbers of slab.cpp."""
+    """What a step of a stack does; numbers of plan.h."""
 
     INPUT = 0
     AFFINE = 1

@@ -29,3 +29,7 @@ class Dual(ABC):
     @abstractmethod
     def variance(self, q: Tensor) -> Tensor:
         """E[f(x)²] for variances ``q``, in their shape."""
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({numbers})"

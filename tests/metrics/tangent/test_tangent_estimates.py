@@ -2,13 +2,15 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from Metrics.tangent import estimate, forecast, tangent_kernel
-from Metrics.tangent.estimate import Method
+from Metrics.tangent.estimate import Method, _interval
 from tests.metrics.tangent.cases import CASES, error
 from Utils.errors import UserError
 
@@ -37,6 +39,17 @@ def test_intervals_hold_the_exact_kernel_as_often_as_they_say(method: Method) ->
         means.append(found.total)
     assert 0.85 < float(torch.stack(shares).mean()) <= 1
     assert error(torch.stack(means).mean(0), exact) < 0.1
+
+
+@pytest.mark.parametrize("left_out", [1.0, 0.4])
+def test_intervals_are_students(left_out: float) -> None:
+    """By scipy; of a finite population, of which the part left out was not drawn."""
+    drawn = torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = _interval(iter(drawn), 7, 0.9, left_out)
+    mean, error = drawn.mean(0).numpy(), stats.sem(drawn.numpy()) * left_out**0.5
+    _, high = stats.t.interval(0.9, 6, mean, error)
+    np.testing.assert_allclose(found.total, mean, rtol=1e-12)
+    np.testing.assert_allclose(found.total + found.half_width, high, rtol=1e-12)
 
 
 def test_a_subset_of_all_logits_is_exact() -> None:
@@ -73,6 +86,9 @@ def test_a_forecast_counts_what_is_done() -> None:
     full, traced = (forecast(model, inputs, form=form) for form in ("full", "traced"))
     assert full.flops > traced.flops
     assert full.bytes_ - traced.bytes_ >= 50 * 50 * (20 * 20 - 1) * 4
+    deep = nn.Sequential(model, nn.Linear(20, 20), nn.Linear(20, 20))
+    whole, parts = (forecast(deep, inputs, per_layer=each).bytes_ for each in (False, True))
+    assert parts - whole == 3 * 50 * 50 * 4
     rows = forecast(model, inputs, form="full", route="jacobian").flops
     assert rows == pytest.approx(2 * (50 * 41 * 6000 + 50 * 50 / 2 * 400 * 6000))
     products = forecast(model, inputs, form="full", route="products").flops

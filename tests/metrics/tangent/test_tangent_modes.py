@@ -34,6 +34,26 @@ def test_the_mode_decides_what_batch_normalisation_divides_by() -> None:
     assert tangent_kernel(CASES["mlp"].make(), batch(3)).normalisation == "none"
 
 
+def test_without_running_statistics_there_is_only_the_batch() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False)).double()
+    found, exact = tangent_kernel(model.eval(), batch(5)), dense_kernels(model, batch(5))
+    assert found.normalisation == "batch"
+    assert error(found.total, sum(traced(exact).values(), torch.zeros(()))) < 1e-10
+
+
+def test_dropout_of_nothing_couples_no_examples() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.0), nn.Linear(5, 3)).double().train()
+    assert "jacobian" not in tangent_kernel(model, batch(4)).routes.values()
+
+
+def test_little_memory_is_a_reason_for_products() -> None:
+    model, inputs = CASES["mlp"].make(), CASES["mlp"].inputs(5)
+    exact = sum(traced(dense_kernels(model, inputs)).values(), torch.zeros(()))
+    found = tangent_kernel(model, inputs, memory=1500)
+    assert set(found.routes.values()) == {"products"}
+    assert error(found.total, exact) < 1e-10
+
+
 @pytest.mark.parametrize("form", ["traced", "full"])
 @pytest.mark.parametrize("route", ["auto", "products"])
 def test_rows_of_a_coupled_batch(form: str, route: str) -> None:

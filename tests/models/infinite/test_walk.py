@@ -115,11 +115,25 @@ def test_models_without_a_limit_are_refused(
         infinite_network(config_of(**flags), shape, 3, Parametrization())
 
 
-@pytest.mark.parametrize("param", ["mup", "ip-non-centered", "ipllr"])
+@pytest.mark.parametrize("param", ["mean-field", "ip-non-centered", "ipllr"])
 def test_parametrizations_without_a_kernel_are_refused(param: str) -> None:
     config = config_of(model="fc", depth=3, width=8, param=param)
     with pytest.raises(UserError, match="no kernel at initialisation"):
         infinite_network(config, (4,), 3)
+
+
+@pytest.mark.parametrize("param", ["mup", "hybrid:1/3"])
+def test_small_readouts_have_the_kernel_of_ntk_at_initialisation(param: str) -> None:
+    """At this width, too: larger rates undo them exactly. The outputs are smaller."""
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
+    found, ntk = (
+        infinite_network(config_of(model="fc", depth=3, width=8, param=p), (4,), 3).kernels(x)
+        for p in (param, "ntk")
+    )
+    torch.testing.assert_close(found.ntk, ntk.ntk, rtol=1e-14, atol=0)
+    assert ntk.nngp is not None
+    smaller = {"mup": 8.0, "hybrid:1/3": 2.0}[param]
+    torch.testing.assert_close(found.nngp, ntk.nngp / smaller, rtol=1e-14, atol=0)
 
 
 def test_without_a_parametrization_there_is_no_limit() -> None:

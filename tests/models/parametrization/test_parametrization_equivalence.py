@@ -1,10 +1,12 @@
 """The symmetry of the abc form, and the names that it gives to parametrizations."""
 
+from dataclasses import replace
 from fractions import Fraction as F
 
 import pytest
 
 from Models.parametrization import (
+    Exponents,
     Family,
     build_parametrization,
     explain,
@@ -34,6 +36,20 @@ def test_moving_along_the_symmetry_changes_no_prediction(name: str, family: Fami
     assert moved != abc
     assert explain(moved, 3, family) == explain(abc, 3, family)
     assert recognise(moved, family)[name] == theta
+
+
+def test_first_steps_and_biases_are_part_of_it() -> None:
+    abc, theta = build_parametrization("ipllr", "sgd", 2), (F(1), F(-1, 3), F(2))
+    moved = move(abc, theta, "sgd")
+    assert explain(moved, 2) == explain(abc, 2)
+    assert recognise(moved, "sgd") == {"ipllr": theta}
+    assert symmetry_between(abc, replace(abc, bias_std=1.0), "sgd") is None
+
+
+@pytest.mark.parametrize("s", [F(1, 3), F(5, 2)])
+def test_no_hybrid_has_such_a_readout(s: F) -> None:
+    abc = build_parametrization("ntk", "sgd", 2)
+    assert recognise(replace(abc, layers=(*abc.layers[:-1], Exponents(b=s))), "sgd") == {}
 
 
 def test_one_hidden_layer_of_mean_field_is_maximal_update() -> None:

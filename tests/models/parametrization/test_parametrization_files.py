@@ -1,5 +1,6 @@
 """Files of exponents and of mup's base shapes, and every way in which they can be wrong."""
 
+import json
 from fractions import Fraction as F
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from Models import ModelConfig, build_model
 from Models.parametrization import build_parametrization, recognise
 from Models.parametrization.abc_file import parse_abc, read_inline
+from Models.parametrization.base_shapes import grown_dimensions
+from Models.parametrization.exponents import fraction
 from Models.parametrization.network import Parametrized
 from Utils.config import validate
 from Utils.errors import UserError
@@ -31,6 +34,14 @@ def test_exponents_from_a_file_are_those_of_a_name(tmp_path: Path) -> None:
     abc = parse_abc(read_inline("--abc", str(tmp_path / "ntk.yaml")), 3)
     assert abc == build_parametrization("ntk", "sgd", 3)
     assert "ntk" in recognise(abc, "sgd")
+
+
+def test_exponents_as_people_write_them() -> None:
+    given = {"1": F(1), -0.5: F(-1, 2), "1/3": F(1, 3), 0.37: F(37, 100), 0.3333333: F(1, 3)}
+    assert all(fraction(value) == exponent for value, exponent in given.items())
+    for value in (True, None, [1], "x", "1/0", float("nan")):
+        with pytest.raises(ValueError, match="is no number"):
+            fraction(value)
 
 
 def test_a_run_does_not_need_the_file_again(tmp_path: Path) -> None:
@@ -116,6 +127,22 @@ def test_base_shapes_mean_a_base_width(tmp_path: Path, prefix: str) -> None:
     from_width = Parametrized(config, (1, 8, 8), 10).scales("adam", "decoupled")
     assert from_file.parameters == from_width.parameters
     assert from_file.relative_to == "base shapes"
+
+
+def test_what_does_not_grow_itself_has_its_layers_growth() -> None:
+    """Of two parts that have grown by 2 and by 4; a parameter of neither has not grown."""
+    base = {"a.weight": [8, None], "b.weight": [None, 8], "c.weight": [None, 4], "d": [None]}
+    shapes = {"a.weight": (16, 5), "b.weight": (3, 16), "c.weight": (3, 16), "d": (2,)}
+    biases = {"b.bias": (3,), "c.bias": (3,)}
+    content = json.dumps(base | {"b.bias": [None], "c.bias": [None]})
+    grows, growth = grown_dimensions(content, shapes | biases)
+    assert growth == {"a.weight": 2, "b.weight": 2, "c.weight": 4, "d": 1} | {
+        "b.bias": 2,
+        "c.bias": 4,
+    }
+    assert grows["b.weight"] == (False, True)
+    one = {name: base[name] for name in ("a.weight", "b.weight", "d")}
+    assert grown_dimensions(json.dumps(one), {n: shapes[n] for n in one})[1]["d"] == 2
 
 
 @pytest.mark.parametrize(

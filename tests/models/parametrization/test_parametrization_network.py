@@ -123,3 +123,11 @@ def test_gains_keep_the_size_of_preactivations() -> None:
     for entry in NONLINEARITIES:
         mean_square = float(entry.load()()(z.clone()).square().mean())
         assert nonlinearity_gain(entry.name) ** 2 * mean_square == pytest.approx(1, rel=0.02)
+
+
+def test_transformers_take_no_gain() -> None:
+    """As normalisations keep the size of what their sums add up."""
+    found = build(model="vit", depth=1, heads=2, patch_size=2, width=64, param="ntk")
+    for name in ("attention.k", "attention.v", "mlp.up"):
+        weight = found[f"blocks.0.{name}.weight"]
+        assert float(weight.std()) * weight.shape[1] ** 0.5 == pytest.approx(1, rel=0.05)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from Models import MODELS, ModelConfig
+from Models import MODELS, ModelConfig, build_model
 from Models.parametrization.network import Parametrized
 from Models.parametrization.roles import chain_of
 from Utils.config import validate
@@ -77,6 +77,16 @@ def fine(s, c, width):
     return Net(a=nn.Embedding(64, width), b=nn.Linear(width, 5), d=nn.Linear(5, width),
                e=nn.LayerNorm(width), f=nn.PReLU(), g=nn.GRU(width, width), h=nn.Linear(5, 3),
                i=nn.ConvTranspose2d(3, width, 2), j=nn.Conv2d(width, width, 3, groups=width))
+def words(s, c, width):
+    return Net(a=nn.Embedding(2 * width, width), b=nn.Linear(width, c))
+def mixed(s, c, width):
+    net = Net(a=nn.Linear(64, width), c=nn.Linear(width, c), d=nn.Embedding(64, width))
+    net.mix = nn.Parameter(torch.randn(width, width) / width**0.5)
+    return net
+def silent(s, c, width):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, c))
+    nn.init.zeros_(net[3].weight)
+    return net
 def looks(s, c, width):
     first = nn.Linear(64, width)
     assert first.weight.abs().sum().item() > 0
@@ -95,10 +105,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("function", "message"),
     [
         ("conv_out", "role of b.weight is ambiguous: it is a convolution that reads growing"),
-        ("transposed", "role of c.weight is ambiguous: it is a transposed convolution"),
+        ("transposed", "role of c.weight is ambiguous: it is a transposed .* c.weight=readout"),
         ("tied", "role of a.weight is ambiguous: it is tied between Embedding and Linear"),
         ("raw", "role of out is ambiguous: it belongs to no layer that is known"),
-        ("heads", "role of b.in_proj_weight is ambiguous: it holds queries, keys and values"),
+        ("words", "role of a.weight is ambiguous: it is an embedding with more entries"),
+        ("heads", "role of b.in_proj_weight is ambiguous: it holds .* b.in_proj_weight=hidden$"),
         ("fixed", "changes the size of no parameter"),
         ("renamed", "is a parameter of one width only"),
         ("narrow", "the function has no argument width, which --width is handed to"),
@@ -135,6 +146,41 @@ def test_a_users_layers(mine: str) -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+def test_how_many_numbers_an_output_sums(mine: str) -> None:
+    """And whether their number grows; of a bias, whether that of its layer does."""
+    config = validate(ModelConfig, {"model": f"{mine}:fine", "param": "ntk", "width": 8}, "c")
+    found = {p.name: p for p in Parametrized(config, (1, 8, 8), 10).places}
+    expected = {
+        "a.weight": (1, False),  # which is looked up
+        "b.weight": (8, True),
+        "b.bias": (1, True),
+        "d.weight": (5, False),
+        "g.weight_hh_l0": (8, True),
+        "i.weight": (3 * 2 * 2, False),
+        "j.weight": (3 * 3, False),
+    }
+    assert {n: (found[n].fan_in, found[n].fan_in_grows) for n in expected} == expected
+
+
+@pytest.mark.parametrize(("param", "power"), [("ntk", 0), ("ip", -0.5)])
+def test_numbers_that_a_model_draws_itself_are_scaled_from_what_they_are(
+    mine: str, param: str, power: float
+) -> None:
+    """Of a matrix n^{-1/2} U without a layer that is to be n^{-s} U, and of an embedding."""
+    given = {"model": f"{mine}:mixed", "param": param, "width": 64, "roles": "mix=hidden"}
+    for base, growth in (({}, 64), ({"base_width": 32}, 2)):
+        model = build_model(validate(ModelConfig, {**given, **base}, "c"), (1, 8, 8), 10)
+        std = {name: float(p.detach().std()) for name, p in model.named_parameters()}
+        assert std["mix"] * 8 == pytest.approx(growth**power, rel=0.05)
+        assert std["d.weight"] == pytest.approx(1, rel=0.05)
+
+
+def test_weights_that_begin_at_zero_shrink_as_they_like(mine: str) -> None:
+    given = {"model": f"{mine}:silent", "param": "mup", "width": 256, "base_width": 128}
+    model = build_model(validate(ModelConfig, given, "c"), (1, 8, 8), 10)
+    assert not model.get_parameter("3.weight").any()
+
+
 def test_a_model_that_looks_at_its_numbers_is_made_with_them(mine: str) -> None:
     found = roles(model=f"{mine}:looks", width=8)
     assert list(found.values()) == ["input", "vector", "readout", "finite"]
@@ -151,6 +197,7 @@ def test_chains() -> None:
     assert chain_of(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))) is None
     shared = nn.Linear(3, 3)
     assert chain_of(nn.Sequential(shared, nn.ReLU(), shared)) is None
+    assert chain_of(nn.Sequential(nn.Conv1d(1, 2, 3), nn.ConvTranspose1d(2, 1, 3))) is None
     assert chain_of(nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8), nn.Linear(8, 2))) is None
 
 

@@ -1,11 +1,12 @@
 """The exponents of named parametrizations against the published table, cell by cell."""
 
+from dataclasses import replace
 from fractions import Fraction as F
 from typing import Any
 
 import pytest
 
-from Models.parametrization import Family, build_parametrization, explain
+from Models.parametrization import Exponents, Family, build_parametrization, explain
 
 H = F(1, 2)
 
@@ -113,6 +114,7 @@ def test_naive_integrable_networks_learn_up_to_two_hidden_layers(depth: int, df:
         assert found.first["own"] == (-1, -H, -1, -2)
         assert found.first["update operator norm"] == (-H, -H, -H, -3 * H)
         assert found.first["change"][2] == -1
+        assert found.first["kernel"] == (-2, -1, -1, -2)
     if depth > 2:
         assert max(k for k in found.first["kernel"] if k is not None) < 0
 
@@ -144,6 +146,30 @@ def test_weights_with_a_mean_add_up_coherently() -> None:
     assert set(found.initial["gradient"]) == {-1}
     assert found.first["own"] == (0,) * 5
     assert found.regime == "feature learning"
+    # a matrix of means n⁻¹ has the norm 1; the input's entries are Θ(1), the readout's n⁻¹
+    assert found.initial["operator norm"] == uniform((H, F(0), -H), 4)
+
+
+def test_norms_of_random_weights() -> None:
+    """n d, n² and n c numbers of size 1, n^{-1/2} and n^{-1/2}; the norm of a square one is 2."""
+    found = theory("sp", 3)
+    assert found.initial["frobenius norm"] == uniform((H, H, F(0)), 3)
+    assert found.initial["operator norm"] == uniform((H, F(0), F(0)), 3)
+
+
+def test_biases_that_are_drawn_are_the_least_size_of_preactivations() -> None:
+    abc = build_parametrization("ip", "sgd", 3)
+    quarter = Exponents(b=F(1, 4))
+    found = explain(replace(abc, biases=(quarter,) * 4, bias_std=1.0), 3, "sgd", bias=True)
+    assert found.initial["preactivation"] == (F(0), *[-F(1, 4)] * 3)
+
+
+def test_kernels_of_networks_that_hardly_move_change_by_their_fluctuations() -> None:
+    """At r = 3/2: first order n^{-r-1/2}, a sum of n random signs, above the second, n^{-2r}."""
+    abc = build_parametrization("ntk", "sgd", 3)
+    found = explain(replace(abc, layers=tuple(replace(e, c=e.c + 1) for e in abc.layers)), 3)
+    assert (found.r, found.relative_kernel) == (F(3, 2), F(-2))
+    assert found.regime == "trivial"
 
 
 @pytest.mark.parametrize("name", ["ntk", "mup", "sp", "sp-lr1n"])
@@ -160,7 +186,16 @@ def test_adam_under_standard_parametrization_gains_a_power_with_each_layer() -> 
     assert found.regime == "unstable"
 
 
-@pytest.mark.parametrize("name", ["mup", "mup-table8", "hybrid:1"])
+def test_a_first_step_that_is_too_large_is_unstable() -> None:
+    """Though all later ones are like those of stable parametrizations."""
+    abc = build_parametrization("ipllr", "sgd", 3)
+    larger = tuple(replace(e, first=(e.first or 0) - H) for e in abc.layers)
+    found = explain(replace(abc, layers=larger), 3)
+    assert (found.regime, found.stable) == ("unstable", False)
+    assert found.first["own"][0] == H
+
+
+@pytest.mark.parametrize("name", ["mup", "mup-table8", "hybrid:1", "ip"])
 def test_adam_under_maximal_update(name: str) -> None:
     found = theory(name, 3, "adam")
     assert found.first["own"] == found.later["own"] == (0,) * 4

@@ -1,5 +1,6 @@
 """What infinite width refuses, its limits, and its stages as a user starts them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.runs import Runs, cache_run, extract_run, mistake, run_stage, train_r
 from Training.config import TrainConfig
 from Training.infinite import kernels
 from Utils.config import validate
-from Utils.errors import UserError
+from Utils.errors import Diverged, UserError
 from Utils.rundir import RunFolder
 
 SHAPE, CLASSES = (1, 3, 3), 3
@@ -50,7 +51,13 @@ def _empirical(config: ModelConfig, inputs: Tensor, readout_only: bool) -> Tenso
 @pytest.mark.parametrize("readout_only", [False, True])
 @pytest.mark.parametrize(
     ("model", "param", "width"),
-    [("fc", "ntk", 1024), ("fc", "sp-lr1n", 1024), ("conv", "ntk", 256), ("conv", "sp-lr1n", 256)],
+    [
+        ("fc", "ntk", 1024),
+        ("fc", "sp-lr1n", 1024),
+        ("conv", "ntk", 256),
+        ("conv", "sp-lr1n", 256),
+        ("fc", "hybrid:1/2", 1024),
+    ],
 )
 def test_the_kernel_is_the_limit_of_finite_ones(
     model: str, param: str, width: int, readout_only: bool
@@ -100,7 +107,7 @@ def test_flags_that_kernels_cannot_follow_are_refused(flags: dict[str, Any], mes
     [
         ("--param mup", "under --param mup wide networks learn features (r = 0)"),
         ("--param sp", "under --param sp outputs or features of wide networks grow"),
-        ("--param hybrid:1/2", "rate of fc1.bias grows as width^1/2"),
+        ("--param hybrid:1", "under --param hybrid:1 wide networks learn features (r = 0)"),
         ("--param mean-field", "under --param mean-field"),
         ("--param ntk --model fc-bn", "batch"),
         ("--param ntk --optimizer flow", "use --train-batch-size 1437"),
@@ -164,6 +171,31 @@ def test_too_large_a_learning_rate_is_told(
         assert (told in capfd.readouterr().err) == (factor > 1)
     assert losses[0][1] < losses[0][0]
     assert losses[1][1] > 2 * losses[1][0]
+
+
+@pytest.mark.parametrize("batch", [40, 20])
+def test_a_diverging_run_is_told_what_helps_at_infinity(tmp_path: Path, batch: int) -> None:
+    """Not --clip-norm, which it refuses, but the rate that the run itself printed."""
+    flags = (
+        "--dataset gaussian-mixture --train-size 40 --test-size 10 --model fc --depth 2 --loss mse "
+        f"--width inf --param ntk --train-batch-size {batch} --lr"
+    )
+    with pytest.raises(Diverged) as caught:
+        train_run(tmp_path / "e" / "x", f"{flags} 1e9 --epochs 20")
+    told = str(caught.value).rpartition("; ")
+    assert caught.value.step > 0
+    assert "; all that was saved before is kept" in told[0]
+    found = re.fullmatch(
+        r"lower --lr: steps on all examples stay bounded up to ([\d.]+)(.*)", told[2]
+    )
+    assert found
+    assert found[2] == (", mini-batches may need less" if batch < 40 else "")
+    losses = []
+    for name, factor in (("a", 0.9), ("b", 1.2)):
+        one = train_run(tmp_path / "e" / name, f"{flags} {factor * float(found[1])} --epochs 30")
+        steps = one.checkpoint_steps()
+        losses.append(_train_loss(one, steps[-1]) / _train_loss(one, steps[1]))
+    assert losses[0] < 1 < losses[1]
 
 
 def _train_loss(run: RunFolder, step: int) -> float:

@@ -34,6 +34,7 @@ from Training.function_space import (
     train_on_batches,
 )
 from Training.infinite import kernels
+from Training.infinite.ensemble import EnsembleVariance
 from Training.infinite.kernels import prior_kernel
 from Training.optimizers import build_optimizer
 from Training.parametrized import resolve
@@ -127,21 +128,31 @@ def test_full_batches_are_the_closed_form(trained: Runs) -> None:
             expected = float(gap + on_training.variance[index - 1].mean())
             with h5py.File(run.features(step)) as file:
                 assert file["ensemble/train_loss"][()] == pytest.approx(expected, rel=1e-6)
+    prior = prior_kernel(run)
+    assert prior is not None
+    spread = EnsembleVariance(_config(run), kernels["ntk/train"], kernels["ntk/probe"], prior, 3)
+    for index in (2, 2, 1, 4):  # in any order
+        found = spread(times[index]).numpy()
+        np.testing.assert_allclose(found, variance[index], atol=1e-11)
 
 
 def test_flow_of_squared_error_is_a_matrix_exponential(trained: Runs) -> None:
     """f = Θ(x, X) Θ⁻¹ (1 − e^{−wΘt}) y, in steps of any length, and its variance."""
-    run = trained(f"{INFINITE} --train-batch-size 48 --epochs 3 --loss mse --optimizer flow --lr 7")
+    flags = "--train-batch-size 48 --epochs 3 --loss mse --optimizer flow --lr 7 --lr-drops 1"
+    run = trained(f"{INFINITE} {flags}")
     kernels, targets = _kernels(run), _one_hot(_data(_config(run)).train.targets)
     tangent, w = kernels["ntk/train"], 2 / (48 * 3)
     for step in run.checkpoint_steps():
-        left = torch.matrix_exp(-w * 7 * step * tangent)
+        elapsed = (0, 7, 7.7, 8.4)[step]
+        left = torch.matrix_exp(-w * elapsed * tangent)
         weights = kernels["ntk/probe"] @ torch.linalg.solve(tangent, torch.eye(48) - left)
         np.testing.assert_allclose(_probe(run, step, "logits"), weights @ targets, atol=1e-9)
         mixed = (weights * kernels["nngp/probe"]).sum(1)
         own = torch.einsum("pn,nm,pm->p", weights, kernels["nngp/train"], weights)
         variance = kernels["nngp/probe_variance"] - 2 * mixed + own
         np.testing.assert_allclose(_probe(run, step, "variance"), variance, atol=1e-9)
+        with h5py.File(run.features(step)) as file:  # finite networks take steps
+            assert np.isnan(file["ensemble/train_loss"][()] if step else np.nan)
 
 
 def test_flow_of_any_loss_is_the_limit_of_small_steps(trained: Runs) -> None:
