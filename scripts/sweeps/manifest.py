@@ -8,6 +8,7 @@ would be anyway, nor which values its neighbours in the grid have.
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
