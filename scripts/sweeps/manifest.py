@@ -96,7 +96,7 @@ def manifest(grid: Grid, experiment: Path) -> list[Run]:
         try:
             run = _run(point, shown)
         except UserError as error:
-            label = ",".join(f"{name}={point[name]}" for name in shown) or "the run"
+            label = ",".join(f"{name}={_as_typed(point[name])}" for name in shown) or "the run"
             mistakes.setdefault(str(error), []).append(label)
         else:
             known = Run(present.get(run.digest, run.expid), run.flags)
@@ -216,6 +216,11 @@ def _goes_without_saying(name: str, values: Mapping[str, Any], flat: Mapping[str
         return bool(validate(TrainConfig, rest, "sweep").flat()[name] == flat[name])
     except UserError:  # it cannot be left out
         return False
+
+
+def _as_typed(value: Any) -> str:
+    """Of a point, without the parentheses that a range has put around its numbers."""
+    return re.sub(r"^\((-?\d+)\)$", r"\1", str(value))
 
 
 def _brief(value: Any) -> str:

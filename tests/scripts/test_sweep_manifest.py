@@ -222,6 +222,8 @@ def test_every_mistake_is_listed() -> None:
     assert any("--lr '1/width': width has no value in this sweep; set it, too" in x for x in lines)
     assert any("--depth 0: input should be greater" in line for line in lines)
     assert any("--depth 1.414" in line for line in lines)
+    with pytest.raises(UserError, match=r"\(sweep\); for seed=-1$"):
+        manifest(grid(model="fc", seed="-2..-1"), NOWHERE)
 
 
 @pytest.mark.parametrize(
