@@ -108,7 +108,10 @@ def _print_help(schema: type[Config], flags: type, epilog: str) -> None:
 def _program() -> str:
     """How the user starts this program."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name}" if spec else f"python {Path(sys.argv[0]).name}"
+    path = Path(sys.argv[0])
+    return (
+        f"python -m {spec.name}" if spec else f"python {path.name if path.is_absolute() else path}"
+    )
 
 
 def _config_file(schema: type[Config], argv: list[str]) -> tuple[list[str], dict[str, Any]]:

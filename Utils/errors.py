@@ -5,6 +5,7 @@ do); 1 ours (a traceback); 128 + n stopped by signal n, with whole files and not
 """
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -110,7 +111,12 @@ def run_stage(main: Callable[[], int | None]) -> None:
     stage = Path(sys.argv[0]).name
     signal.signal(signal.SIGTERM, _stop)
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # as by "| head"; what is left in the buffer must not raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         message = str(error)
     except OSError as error:

@@ -51,7 +51,7 @@ _TRANSLATED = frozenset(
 class ConvertConfig(Config):
     """Turn a YAML configuration of wide-networks into one for train.py --config."""
 
-    file: str = Field("", description="The configuration, as in fc_ipllr_mnist.yaml.")
+    file: str = Field("", description="The configuration; as the first argument, without --file.")
     job: Literal[
         "auto", "fc_mup", "fc_ipllr", "standard_fc_ip", "fc_ip_non_centered", "fc_ip_bias", "fc_ntk"
     ] = Field("auto", description="The job that read it; auto: fc_ipllr with a warm-up, else IP.")

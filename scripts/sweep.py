@@ -20,6 +20,7 @@ from Utils.cli import parse
 from Utils.config import Config, Names, PathPart
 from Utils.errors import UserError, run_stage
 from Utils.registry import unknown
+from Utils.rundir import ExperimentFolder
 
 _HELP = """Every flag of train.py may follow, with several values, which are tried
 in all combinations:
@@ -31,7 +32,9 @@ in all combinations:
 for instance:
   python -m scripts.sweep --experiment e --model fc --width '2**(6..9)'
       --lr 0.01 0.1 --seed 0..2 --stages train,extract --dry-run
-  python -m scripts.sweep status --experiment e    how far the runs are
+
+and how far the runs are:
+  python -m scripts.sweep status --experiment e
 
 and then, for metrics of all runs together:
   python cache.py --experiment e --metrics transfer
@@ -113,6 +116,8 @@ def main() -> int:
     experiment, runs = _plan(config, grid)
     if asks_status:
         print(table(runs, [standing(experiment, run) for run in runs]))
+        if others := _others(config.path, runs):
+            print(f"and {others} run folders that this sweep does not have")
         return 0
     if config.dry_run:
         from scripts.sweeps.forecast import forecast  # brings torch
@@ -122,6 +127,12 @@ def main() -> int:
         return 0
     save_manifest(config.own_folder, runs, {**experiment.stages, **experiment.whole})
     return _execute(config, experiment, runs)
+
+
+def _others(path: Path, runs: list[Run]) -> int:
+    """How many runs of the experiment are not of this sweep: of another grid, or made by hand."""
+    mine = {run.expid for run in runs}
+    return sum(folder.name not in mine for folder in ExperimentFolder(path).runs())
 
 
 def _plan(config: SweepConfig, grid: Grid) -> tuple[Experiment, list[Run]]:

@@ -84,6 +84,8 @@ def draw_ensemble(cache: ExperimentCache, options: Options) -> Figure:
             axes.set_title(style.plain(title, options.use_tex), loc="left")
         for axes, text in zip(six, ("width", "width", *["step"] * 4), strict=True):
             axes.set_xlabel(text, labelpad=2)
+            if text == "step":
+                style.x_ticks(axes, group.steps, whole=True)
         names = ("standard deviations", "relative", "", "standard deviations", "ratio", "fraction")
         if not group.spreads:
             size = "of the outputs' size"

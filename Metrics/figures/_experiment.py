@@ -55,7 +55,8 @@ class ExperimentCache:
         title: what the metric is, in a few words.
         ylabel: label of the quantities, in mathtext.
         widths: [R] of the runs.
-        seeds: [R].
+        seeds: [R] of their initial weights.
+        data_seeds: [R] of their examples.
         groups: [R] their labels.
         rates: [R] their --lr.
         diverged: [R] the step at which a run's loss was no longer finite, −1 if it never was.
@@ -77,6 +78,7 @@ class ExperimentCache:
     ylabel: str
     widths: NDArray[Any]
     seeds: NDArray[np.int64]
+    data_seeds: NDArray[np.int64]
     groups: NDArray[np.str_]
     rates: Array
     diverged: NDArray[np.int64]
@@ -141,7 +143,7 @@ def _of(cache: ExperimentCache, rows: NDArray[np.bool_]) -> ExperimentCache:
     )
 
 
-_OF_RUNS = ("widths", "seeds", "groups", "rates", "diverged")
+_OF_RUNS = ("widths", "seeds", "data_seeds", "groups", "rates", "diverged")
 
 
 def _read(path: Path) -> ExperimentCache:
@@ -168,6 +170,7 @@ def _read(path: Path) -> ExperimentCache:
             ylabel=str(h5.attrs["ylabel"]),
             widths=h5["widths"][()],
             seeds=h5["seeds"][()],
+            data_seeds=h5["data_seeds" if "data_seeds" in h5 else "seeds"][()],  # of older ones
             groups=_texts(h5["groups"][()]),
             rates=h5["rates"][()],
             diverged=h5["diverged"][()],

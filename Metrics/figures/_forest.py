@@ -48,7 +48,7 @@ def draw_forest(cache: ExperimentCache, options: Options) -> Figure:
         for layer in _layers(cache, groups, quantity, options)
     ]
     if not rows:
-        raise NothingToDraw(f"{cache.metric}: not drawn, nothing was measured at two widths")
+        raise NothingToDraw(f"{cache.metric}: no exponents are drawn, as none was found")
     height = _ROW * len(rows)
     columns, header = min(len(groups), _BESIDE), header_height(2, options)
     figure, cells = charts(len(groups), header, columns, height, 0.0, left=_NAMES)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import NDArray
 
 from Metrics.figures import _style as style
 from Metrics.figures._cache import Array
@@ -28,6 +29,8 @@ _BINS = np.linspace(-5, 5, 41)
 def draw_histogram(cache: ExperimentCache, options: Options) -> Figure:
     """A panel per group: the density of outputs over their size, a line for each width.
 
+    The size is that at infinite width, if a run of it was measured and it is not 0; else their own.
+
     Raises:
         NothingToDraw: no outputs were measured.
     """
@@ -42,16 +45,19 @@ def draw_histogram(cache: ExperimentCache, options: Options) -> Figure:
     columns = min(len(groups), 2)
     figure, cells = charts(len(groups), header_height(len(groups), options), columns, 1.9, 0.0)
     for cell, group in zip(cells, groups, strict=True):
-        most = 0
+        most, own = 0, cache.groups == group
+        is_known = _sizes_at_infinity(cache, own) is not None
         for n, colour in shades.items():
-            outputs = cache.outputs[(cache.groups == group) & (cache.widths == n)]
-            ratios = standardised(outputs)
+            rows = own & (cache.widths == n)
+            sizes = _sizes_at_infinity(cache, rows) if is_known else None
+            ratios = standardised(cache.outputs[rows], sizes)
             most = max(most, len(ratios))
             _density(cell.main, ratios, colour)
         _gaussian(cell.main, lowest=0.5 / (most * (_BINS[1] - _BINS[0])))
         if len(groups) > 1:
             cell.main.set_title(style.plain(group, options.use_tex), loc="left")
-        cell.main.set_xlabel("output / its root mean square", labelpad=2)
+        of = "standard deviation at infinite width" if is_known else "root mean square"
+        cell.main.set_xlabel(f"output / its {of}", labelpad=2)
         if cell.leftmost:
             cell.main.set_ylabel("density")
     handles: list[Any] = [Line2D([], [], color=shades[n], **style.MEASURED) for n in widths]
@@ -60,11 +66,35 @@ def draw_histogram(cache: ExperimentCache, options: Options) -> Figure:
     return figure
 
 
-def standardised(outputs: Array) -> Array:
-    """Outputs [R, N, C] of runs of one width, each over the root mean square that those for the
-    same example have over runs and outputs; flat, without what is not known."""
+def _sizes_at_infinity(cache: ExperimentCache, rows: NDArray[np.bool_]) -> Array | None:
+    """[R, N, 1] the standard deviations of the outputs for each example of some runs, by the runs
+    of infinite width with the same examples; ``None`` if one is 0 or unknown."""
+    limit, count = cache.limit, cache.outputs.shape[1]
+    names = [("second moment", f"example {i}") for i in range(count)]
+    if limit is None or any(name not in limit.curves for name in names):
+        return None
+    known = {
+        key: [limit.curves[name][row, 0] for name in names]
+        for row, key in enumerate(zip(limit.groups, limit.data_seeds, strict=True))
+    }
+    keys = zip(cache.groups[rows], cache.data_seeds[rows], strict=True)
+    moments = np.array([known.get(key, [0.0] * count) for key in keys])
+    return np.sqrt(moments)[..., None] if (moments > 0).all() else None
+
+
+def standardised(outputs: Array, sizes: Array | None = None) -> Array:
+    """Outputs [R, N, C] of runs of one width, each over the size of its example.
+
+    Args:
+        outputs: of the runs.
+        sizes: [R, N, 1]; left out, the root mean squares over runs and outputs.
+
+    Returns:
+        flat, without what is not known.
+    """
     size = np.sqrt(np.nanmean(np.square(outputs), axis=(0, 2), keepdims=True))
-    ratios: Array = (outputs / size).ravel()
+    size = size if sizes is None else sizes
+    ratios: Array = (outputs / np.where(size > 0, size, np.nan)).ravel()
     return ratios[np.isfinite(ratios)]
 
 

@@ -25,7 +25,7 @@ from Metrics.figures._plots import (
 _PICTURES = 3
 _TIMES = 5  # spectra in a panel
 _LAYERS = 8  # with a number beside the image of their similarities
-_TICK_DISTANCE = 0.085  # of the height of an image, between names of classes
+_TICK_SPACE, _DIGIT = 0.04, 0.045  # of the side of an image: between names of classes, in them
 _RANKS = {
     "effective rank": "entropy",
     "participation ratio": "participation",
@@ -65,7 +65,7 @@ def draw_kernels(cache: Cache, layers: Sequence[Layer], options: Options) -> Fig
         Plot("change since the first step", of_network(change), logarithmic=True, room=0.5),
         Plot("velocity (1 − cosine, per step)", of_network({"": beside["velocity"]}), True),
         Plot("trace / examples", by_layer(layers, "empirical", colours_of(layers)), True),
-        _angles(np.degrees(beside["angle"])),
+        _angles(np.degrees(beside["angle"]), len(order)),
     ]
     return draw_plots(cache, plots, options, still, layer_legend(layers, options))
 
@@ -77,17 +77,24 @@ def _class_ticks(classes: Array) -> dict[float, str]:
         return {}
     ticks: dict[float, str] = {}
     for place, name in found.items():
-        if not ticks or place - max(ticks) > _TICK_DISTANCE * len(classes):
+        last = max(ticks, default=-np.inf)
+        digits = (len(name) + len(ticks.get(last, ""))) / 2
+        if place - last > (_TICK_SPACE + _DIGIT * digits) * len(classes):
             ticks[place] = name
     return ticks
 
 
-def _angles(angles: Array) -> Plot:
-    """Of angles [T, k] the largest and the median; rounding is not spread over the panel."""
+def _angles(angles: Array, examples: int) -> Plot:
+    """Of angles [T, k] the largest and the median; rounding is not spread over the panel.
+
+    Where there are as many outputs as examples, the eigenspace is the whole space.
+    """
     curves = {"largest": angles[:, 0], "median": np.median(angles, axis=1)}
     shown = of_network(curves if angles.shape[1] > 1 else {"": angles[:, 0]})
     highest = max(float(np.nanmax(angles, initial=0.0)), 1.0)
-    return Plot("top eigenspace, angles (°)", shown, limits=(-0.03 * highest, 1.05 * highest))
+    limits = (-0.03 * highest, 1.05 * highest)
+    all_ = "of all directions: always 0" * (angles.shape[1] >= examples)
+    return Plot("top eigenspace, angles (°)", shown, limits=limits, note=all_)
 
 
 def draw_spectrum(cache: Cache, layers: Sequence[Layer], options: Options) -> Figure:

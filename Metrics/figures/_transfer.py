@@ -139,7 +139,8 @@ def _losses(axes: Axes, cache: ExperimentCache, group: str, colours: Mapping[flo
             axes.plot(across.value, down.value, "v", color=colour, markersize=5, zorder=5)
             axes.plot(across.ends, [down.value] * 2, color=colour, linewidth=1.0, zorder=5)
     rates = cache.rates[cache.groups == group]
-    axes.set_xlim(rates.min() / 1.3, rates.max() * 1.3)
+    beside = max(1.3, float(rates.max() / rates.min()) ** 0.05)
+    axes.set_xlim(rates.min() / beside, rates.max() * beside)
     if rates.min() < rates.max():
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
     else:  # mostly between two powers of ten

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from Metrics.width.infinite import LimitCheckpoint, no_ensemble
 from Metrics.width.members import Member
 from Metrics.width.metric import Array, Cells, Observation, PerLayer, Quantity, Values
 from Metrics.width.network import Checkpoint
@@ -36,6 +37,22 @@ class InitialDistribution(PerLayer):
             values[Quantity(FOURTH, f"example {i}")] = float(example.pow(4).mean())
         return values
 
+    def why_no_limit(self, member: Member) -> str:
+        return no_ensemble(member)
+
+    def measure_limit(self, limit: LimitCheckpoint) -> Values | None:
+        """The Gaussian's moments K(x, x) and 3 K(x, x)² of each example."""
+        if limit.step:
+            return {}
+        if limit.ensemble is None:
+            return None
+        _, variance = limit.ensemble
+        values: dict[Quantity, float | Array] = {}
+        for i, k in enumerate(variance[:_EXAMPLES, 0].tolist()):
+            values[Quantity(SECOND, f"example {i}")] = k
+            values[Quantity(FOURTH, f"example {i}")] = 3 * k * k
+        return values
+
     def observations(self, members: Sequence[Member], cells: Cells) -> list[Observation]:
         """The size of every run's outputs, and a kurtosis of each width, over all its seeds."""
         width = {member.name: member.width for member in members}
@@ -55,8 +72,10 @@ class InitialDistribution(PerLayer):
             if values
         ]
         for n, examples in moments.items():
-            ratios = [np.mean(m[FOURTH]) / np.mean(m[SECOND]) ** 2 for m in examples.values()]
-            seen.append(Observation(n, 0, 0, Quantity(KURTOSIS), float(np.mean(ratios)) - 3))
+            means = [(np.mean(m[FOURTH]), np.mean(m[SECOND])) for m in examples.values()]
+            ratios = [fourth / second**2 for fourth, second in means if second > 0]
+            if ratios:  # not all of its neurons are dead
+                seen.append(Observation(n, 0, 0, Quantity(KURTOSIS), float(np.mean(ratios)) - 3))
         return seen
 
     def predicted(self, quantity: Quantity, step: int, theory: ChainTheory) -> Fraction | None:

@@ -1,6 +1,6 @@
 """What the caches of width metrics call their datasets, for who writes and who draws them."""
 
-OF_RUNS = ("widths", "seeds", "groups", "rates", "diverged", "exponents")
+OF_RUNS = ("widths", "seeds", "data_seeds", "groups", "rates", "diverged", "exponents")
 """One number or text of each run."""
 
 AXES = ("examples", "outputs of it")

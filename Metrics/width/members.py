@@ -137,7 +137,8 @@ def grouped(members: Sequence[Member], within: Collection[str] = ()) -> list[Gro
     """The members by everything but width and seed.
 
     A flag is an axis if it varies among runs of one width, or is no function of the width. Where
-    initial weights have seeds of their own, the data's seed is an axis, too.
+    initial weights have seeds of their own, the data's seed is an axis, too. What some runs have
+    not, as the number of classes of a data set that is drawn, is none if it follows from others.
 
     Args:
         members: of an experiment.
@@ -145,6 +146,7 @@ def grouped(members: Sequence[Member], within: Collection[str] = ()) -> list[Gro
     """
     finite = [member for member in members if not member.is_infinite]
     axes = [name for name in _varying(finite) if name not in within and _is_axis(name, finite)]
+    axes = _without_implied(axes, finite)
     groups: dict[str, list[Member]] = {}
     for member in finite:
         given = [name for name in axes if member.flag(name) is not None] or axes
@@ -200,6 +202,18 @@ def _is_axis(name: str, members: Sequence[Member]) -> bool:
     for member in members:
         values.setdefault(member.width, set()).add(_text(member.flag(name)))
     return len(values) == 1 or any(len(found) > 1 for found in values.values())
+
+
+def _without_implied(axes: Sequence[str], members: Sequence[Member]) -> list[str]:
+    """Without flags that some members do not have and that those which all have determine."""
+    whole = [name for name in axes if all(m.flag(name) is not None for m in members)]
+    found: dict[str, dict[tuple[str, ...], set[str]]] = {n: {} for n in axes if n not in whole}
+    for member in members:
+        key = tuple(_text(member.flag(name)) for name in whole)
+        for name, values in found.items():
+            values.setdefault(key, set()).add(_text(member.flag(name)))
+    implied = {name for name, values in found.items() if all(len(v) == 1 for v in values.values())}
+    return [name for name in axes if name not in implied]
 
 
 def _lr_exponent(members: Sequence[Member]) -> Fraction | None:

@@ -1,8 +1,9 @@
 """One width metric's cache: ``<experiment>/cache/{metric}{suffix}.h5``.
 
-R being runs and T steps: ``runs``, ``widths`` (floating, as infinity is one), ``seeds``,
-``groups``, ``rates``, ``diverged`` (the step at which, or −1), ``exponents`` (a, b and c as JSON)
-[R]; ``steps`` [T]; ``sources`` [R, T], which checkpoints, empty where a run has none;
+R being runs and T steps: ``runs``, ``widths`` (floating, as infinity is one), ``seeds`` of
+initial weights, ``data_seeds`` of everything else, ``groups``, ``rates``, ``diverged`` (the step at
+which, or −1), ``exponents`` (a, b and c as JSON) [R]; ``steps`` [T]; ``sources`` [R, T], which
+checkpoints, empty where a run has none;
 ``<quantity>/<layer>`` [R, T], NaN where nothing was measured, or [R, T, examples, outputs];
 ``fits/<column>`` [F], the table of exponents, by ``fits/line``; of ``ensemble`` also
 ``ensembles/<column>`` [E], [E, T] or [E, T, outputs shown], a row for each width. Dimension scales
@@ -134,6 +135,7 @@ def write(
         "runs": _texts([member.name for _, member in members]),
         "widths": np.array([np.inf if m.is_infinite else m.width for _, m in members], float),
         "seeds": np.array([member.seed for _, member in members], np.int64),
+        "data_seeds": np.array([m.hyperparameters["seed"] for _, m in members], np.int64),
         "groups": _texts([label for label, _ in members]),
         "rates": np.array([float(member.flag("lr") or 0) for _, member in members]),
         "diverged": np.array([-1 if m.diverged is None else m.diverged for _, m in members]),

@@ -46,6 +46,8 @@ def rows(cells: Mapping[Place, str]) -> list[list[str]]:
 def summary(verdicts: Sequence[Verdict]) -> str:
     """How many exponents agree with theory."""
     compared = sum(v != "" for v in verdicts)
+    if not verdicts:
+        return "no exponent was found"
     if not compared:
         return "no exponent has a prediction"
     text = f"{verdicts.count('agrees')} of {compared} exponents agree with theory"

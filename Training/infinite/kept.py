@@ -6,7 +6,6 @@ after another: ``/ntk`` and, where it is computed, ``/nngp``. They stay on this 
 
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,8 +28,6 @@ _SECONDS = 30.0
 _SHARE_OF_WRITING = 0.05
 """Of the time, at most."""
 
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-
 
 def fingerprint(network: InfiniteNetwork, inputs: Mapping[str, Tensor], *others: str) -> str:
     """What tells the kernels of one network, and of one set of examples, from all others.
@@ -41,7 +38,7 @@ def fingerprint(network: InfiniteNetwork, inputs: Mapping[str, Tensor], *others:
         others: what kernels depend on besides.
     """
     found = hashlib.blake2b(digest_size=16)
-    found.update(_ADDRESS.sub("", repr((network.program, others))).encode())
+    found.update(repr((network.program, others)).encode())
     for name, x in inputs.items():
         found.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
         found.update(x.contiguous().numpy().data)

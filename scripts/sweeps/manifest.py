@@ -8,6 +8,7 @@ would be anyway, nor which values its neighbours in the grid have.
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def manifest(grid: Grid, experiment: Path) -> list[Run]:
         try:
             run = _run(point, shown)
         except UserError as error:
-            label = ",".join(f"{name}={point[name]}" for name in shown) or "the run"
+            label = ",".join(f"{name}={_as_typed(point[name])}" for name in shown) or "the run"
             mistakes.setdefault(str(error), []).append(label)
         else:
             known = Run(present.get(run.digest, run.expid), run.flags)
@@ -116,7 +117,15 @@ def load_manifest(folder: Path) -> tuple[list[Run], dict[str, tuple[str, ...]]]:
     missing = "this experiment has no sweep yet; say what to vary, as in --lr 0.1 0.2"
     content = read_json(folder / _FILE, missing, "give the sweep's flags once more")
     runs = [Run(expid, flags) for expid, flags in content["runs"].items()]
+    runs.sort(key=lambda run: _by_numbers(run.expid))
     return runs, {stage: tuple(flags) for stage, flags in content["stages"].items()}
+
+
+def _by_numbers(expid: str) -> list[str | float]:
+    """Orders ``width=64`` before ``width=128``: texts and numbers in turn."""
+    parts: list[str | float] = [*re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", expid)]
+    parts[1::2] = map(float, parts[1::2])
+    return parts
 
 
 def _summary(mistakes: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -207,6 +216,11 @@ def _goes_without_saying(name: str, values: Mapping[str, Any], flat: Mapping[str
         return bool(validate(TrainConfig, rest, "sweep").flat()[name] == flat[name])
     except UserError:  # it cannot be left out
         return False
+
+
+def _as_typed(value: Any) -> str:
+    """Of a point, without the parentheses that a range has put around its numbers."""
+    return re.sub(r"^\((-?\d+)\)$", r"\1", str(value))
 
 
 def _brief(value: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from Metrics.figures import draw
 from tests.metrics.test_figures import check_page, words
@@ -62,3 +63,28 @@ def test_rounding_at_the_reference_is_no_error_of_a_prediction(tmp_path: Path) -
     _, predicted = (np.asarray(line.get_ydata()) for line in panel.lines)
     np.testing.assert_array_equal(predicted, [np.nan, 0.1, 0.2, 0.3])
     assert panel.get_ylim()[0] > 0.01
+
+
+def kernels(path: Path, classes: Any, directions: int) -> Path:
+    count = len(classes)
+    every = np.broadcast_to(np.eye(count), (4, count, count))
+    arrays: dict[str, Any] = {"kernel/network": every, "class/network": np.tile(classes, (4, 1))}
+    for name in ("distance", "cka"):
+        arrays[f"{name}/network"] = np.ones((4, 4))
+    for name in ("change", "velocity"):
+        arrays[f"{name}/network"] = 0.1 * STEPS
+    arrays["angle/network"] = 0.1 * np.ones((4, directions))
+    arrays["empirical/network"] = ONES[:, None]
+    return cache(path, "kernels", arrays)
+
+
+@pytest.mark.parametrize("first", [0, 10, 100])
+def test_names_of_many_classes_do_not_touch(tmp_path: Path, first: int) -> None:
+    classes = np.sort(np.random.default_rng(0).integers(first, first + 60, 64)).astype(float)
+    check_page(draw(kernels(tmp_path / "ntk.h5", classes, 3)))
+
+
+def test_an_eigenspace_of_all_directions_cannot_turn(tmp_path: Path) -> None:
+    classes = np.arange(8.0)
+    assert "always 0" in words(draw(kernels(tmp_path / "all.h5", classes, 8)))
+    assert "always 0" not in words(draw(kernels(tmp_path / "some.h5", classes, 7)))

@@ -156,14 +156,18 @@ def test_other_groups_and_other_predictions(tmp_path: Path) -> None:
 
 
 def test_groups_are_told_by_what_they_have(tmp_path: Path) -> None:
-    """Runs of one width each, of which one has a momentum: its absence is no part of a name."""
+    """Runs of one width each, of which one has a momentum: it follows from the optimizer."""
     path = make(tmp_path / "e", FLAGS, "1e-3", widths=(4,))
     make(path, f"{FLAGS} --optimizer momentum --momentum 0.5", "1e-3", widths=(5,))
     make(path, f"{FLAGS} --optimizer momentum --momentum 0.5", "1e-3", widths=(4,), seeds=(2,))
     (found,) = cached(path, "--metrics update-norms")
+    assert {g.label for g in found.groups} == {"optimizer=sgd", "optimizer=momentum"}
+    make(path, f"{FLAGS} --optimizer momentum --momentum 0.9", "1e-3", widths=(6,))
+    (found,) = cached(path, "--metrics update-norms")
     assert {g.label for g in found.groups} == {
         "optimizer=sgd",
-        "dampening=0 momentum=0.5 optimizer=momentum",
+        "momentum=0.5 optimizer=momentum",
+        "momentum=0.9 optimizer=momentum",
     }
     (found,) = cached(path, "--metrics init-distribution")
     assert "exponents need two widths" in found.text()

@@ -122,6 +122,7 @@ def test_phases_are_those_of_the_recursion() -> None:
         ylabel="",
         widths=whole,
         seeds=whole,
+        data_seeds=whole,
         groups=np.array(list(told)),
         rates=none,
         diverged=whole,

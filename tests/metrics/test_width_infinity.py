@@ -168,7 +168,7 @@ def test_no_metric_stumbles_over_infinity(
     log = capfd.readouterr().err
     assert {each.metric for each in found} == set(OF_EXPERIMENTS)
     meant = {"kernel-convergence", "ntk-change"} | (
-        {"transfer", "coordinates", "ensemble"} if loss == "mse" else set()
+        {"transfer", "coordinates", "ensemble", "init-distribution"} if loss == "mse" else set()
     )
     for each in found:
         limits = {member.name for group in each.groups for member in group.limits}

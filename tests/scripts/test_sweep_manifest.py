@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scripts.sweep import SweepConfig, main
 from scripts.sweeps.arguments import read_arguments
 from scripts.sweeps.expressions import evaluate, parse, ranges
-from scripts.sweeps.manifest import AXES, REFUSED, manifest
+from scripts.sweeps.manifest import AXES, REFUSED, load_manifest, manifest, save_manifest
 from scripts.sweeps.stages import divided
 from tests.runs import ROOT
 from Training.config import TrainConfig
@@ -206,6 +206,13 @@ def test_a_run_keeps_the_name_of_its_folder(tmp_path: Path) -> None:
     assert names[1].startswith("seed=4-")
 
 
+def test_runs_come_back_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    runs = manifest(grid(model="fc", width=[8, 16, 128], lr=["0.5", "1e-05", "0.0625"]), tmp_path)
+    save_manifest(tmp_path, runs, {})
+    found = [(run.flags["width"], run.flags["lr"]) for run in load_manifest(tmp_path)[0]]
+    assert found == [(width, lr) for width in (8, 16, 128) for lr in (1e-05, 0.0625, 0.5)]
+
+
 def test_every_mistake_is_listed() -> None:
     with pytest.raises(UserError) as caught:
         manifest(grid(model="fc", lr=["-1", "0.1", "1/width"], depth=[2, 0, "2**0.5"]), NOWHERE)
@@ -215,6 +222,8 @@ def test_every_mistake_is_listed() -> None:
     assert any("--lr '1/width': width has no value in this sweep; set it, too" in x for x in lines)
     assert any("--depth 0: input should be greater" in line for line in lines)
     assert any("--depth 1.414" in line for line in lines)
+    with pytest.raises(UserError, match=r"\(sweep\); for seed=-1$"):
+        manifest(grid(model="fc", seed="-2..-1"), NOWHERE)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_mistakes_on_the_command_line(arguments: str, message: str) -> None:
         ("gauge: medium", r"--gauge medium: input should be 'wide' or 'narrow'"),
         ("whistle: loud", r"--whistle loud: input should be a valid boolean"),
         ("- cars", r"expected 'flag: value' lines, found list"),
-        ("", r"expected 'flag: value' lines, found NoneType"),
+        ("", r"is empty; write 'flag: value' lines"),
         ("cars: [", r"not YAML"),
         ("experiment: a/b", r"--experiment a/b: must be part of a file name"),
         ("1: 2", r"unknown key '1'"),

@@ -2,11 +2,15 @@
 
 import errno
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.runs import ROOT
 from Utils.errors import UserError, left_out, run_stage, storage_error
 
 
@@ -49,6 +53,18 @@ def test_exit_codes(
         run_stage(main)
     assert caught.value.code == code
     assert capsys.readouterr().err == printed
+
+
+def test_a_reader_that_leaves_is_no_mistake() -> None:
+    code = "from Utils.errors import run_stage; run_stage(lambda: print('a line\\n' * 100_000))"
+    command = shlex.join([sys.executable, "-c", code])
+    found = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (141, "a line\n", "")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.EIO, "bus")])

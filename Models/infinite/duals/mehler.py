@@ -45,6 +45,9 @@ _AT_ONCE = 256
 _GATHERED = 4096
 """Pairs whose coefficients are gathered together: 16 MB."""
 
+_SAMPLES = 13
+"""Of a function, which tell it from others."""
+
 
 class Mehler(Dual):
     """The dual of any elementwise function.
@@ -72,6 +75,11 @@ class Mehler(Dual):
         if bool(zero.any()):
             slope = torch.where(zero, self._slope_at_zero(q11, q22), slope)
         return kernel, slope
+
+    def __repr__(self) -> str:
+        """By values of f, whose name need not say what it computes."""
+        values = self.function(torch.linspace(-3.0, 3.0, _SAMPLES, dtype=torch.float64))
+        return f"{type(self).__name__}({values.tolist()})"
 
     def variance(self, q: Tensor) -> Tensor:
         return mean_square(self.function, q).to(q.dtype)

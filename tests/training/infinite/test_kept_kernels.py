@@ -12,10 +12,10 @@ from typing import Any
 import h5py
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from Models.config import ModelConfig
-from Models.infinite import InfiniteNetwork, network
+from Models.infinite import InfiniteNetwork, infinite_network, network
 from Models.infinite.limit import limit_network
 from Models.infinite.tiles import Kernel, Nowhere, Tiles
 from tests.runs import ROOT, flags_of, train_run
@@ -140,8 +140,15 @@ def test_what_is_kept_is_of_this_kernel_alone(
         (_limit("fc", (1, 3, 3), param="sp-lr1n"), x),
     ):
         assert fingerprint(other, {"train": inputs}) != fingerprint(limit, {"train": x})
+    units = [_perceptron(nn.ELU(alpha)) for alpha in (0.5, 0.5, 1.0)]
+    same, again, another = (fingerprint(network, {}) for network in units)
+    assert same == again != another
     assert _kept(tmp_path, limit, x + 1, None).pairs == 0
     assert not list((tmp_path / "kernels.parts").iterdir())
+
+
+def _perceptron(activation: nn.Module) -> InfiniteNetwork:
+    return infinite_network(nn.Sequential(nn.Linear(9, 4), activation, nn.Linear(4, 3)), (9,))
 
 
 def test_short_computations_keep_nothing_and_slow_disks_get_less(
