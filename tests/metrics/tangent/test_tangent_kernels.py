@@ -121,6 +121,7 @@ def test_calls_are_known_with_all_their_arguments(name: str, form: Form) -> None
 
 FALLBACKS = {
     "shared": {"token"},
+    "scalars": {"slope"},
     "merged positions": {"middle"},
     "multi-head attention": {"0.self_attn", "0.self_attn.out_proj"},
     "recurrent": {"memory"},
