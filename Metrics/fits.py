@@ -139,11 +139,10 @@ def minimum(rates: Array, losses: Array) -> tuple[float, float]:
     near = losses[k - 1 : k + 2]
     if not np.isfinite(near).all() or losses[k] <= 0:
         return float(rates[k]), float(losses[k])
-    x, y = np.log(rates[k - 1 : k + 2] / rates[k]), np.log(near / losses[k])
-    a, b, c = np.polyfit(x, y, 2)
-    if a <= 0:
-        return float(rates[k]), float(losses[k])
-    return float(rates[k] * np.exp(-b / (2 * a))), float(losses[k] * np.exp(c - b * b / (4 * a)))
+    (x, _, z), (y, _, w) = np.log(rates[k - 1 : k + 2] / rates[k]), np.log(near / losses[k])
+    a = (w / z - y / x) / (z - x)  # y > 0, as the first of the least losses is taken, and so a > 0
+    b = w / z - a * z
+    return float(rates[k] * np.exp(-b / (2 * a))), float(losses[k] * np.exp(-b * b / (4 * a)))
 
 
 def interval_of_mean(values: Array) -> float:

@@ -139,6 +139,16 @@ def test_powers_are_those_of_weighted_least_squares() -> None:
     assert fit_power(widths[:1], values[:1], errors[:1], 9, positive=True) is None
 
 
+def test_a_power_is_told_from_noise_by_the_normal_percentile() -> None:
+    """Of values that are all z standard errors the whole χ² is 4 z², to be above 1.96²."""
+    widths = np.array([32.0, 64, 128, 256])
+    for z, known in ((0.9, False), (1.05, True)):
+        found = fit_power(widths, z / widths, 1.959964 / widths, 9, positive=True)
+        assert (found is not None) == known, z
+    steep, sure = widths**-5, 1e-3 * widths**-5  # steeper than any theory
+    assert fit_power(widths, steep, sure, 9, positive=True) is None
+
+
 # ---------------------------------------------------------------- experiments
 
 
