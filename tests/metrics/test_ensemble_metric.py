@@ -134,6 +134,8 @@ def test_powers_are_those_of_weighted_least_squares() -> None:
     halved = fit_power(widths, values**2, 4 * values * errors, 9, positive=True, power=2)
     assert halved is not None
     assert halved.exponent == pytest.approx(best[1], abs=0.03)
+    assert halved.interval == pytest.approx(found.interval, rel=0.2)
+    assert halved.last_octave == pytest.approx(found.last_octave)
     assert fit_power(widths, errors * [1, -1, 0.5, -1], 2 * errors, 9, positive=False) is None
     assert fit_power(widths, -values, errors, 9, positive=True) is None
     assert fit_power(widths[:1], values[:1], errors[:1], 9, positive=True) is None
@@ -145,6 +147,9 @@ def test_a_power_is_told_from_noise_by_the_normal_percentile() -> None:
     for z, known in ((0.9, False), (1.05, True)):
         found = fit_power(widths, z / widths, 1.959964 / widths, 9, positive=True)
         assert (found is not None) == known, z
+    ends = fit_power(widths[:2], np.ones(2), np.full(2, 1.959964 / 1.5), 9, positive=True)
+    assert ends is not None
+    assert (ends.exponent, ends.interval) == (pytest.approx(0, abs=0.005), np.inf)  # any power fits
     steep, sure = widths**-5, 1e-3 * widths**-5  # steeper than any theory
     assert fit_power(widths, steep, sure, 9, positive=True) is None
 
