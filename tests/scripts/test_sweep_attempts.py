@@ -137,3 +137,9 @@ def test_a_run_that_kills_its_processes_fails(run: RunFolder) -> None:
     assert last(run).error.startswith("3 processes died on it, one after another")
     assert claim(run, TRAIN) is None
     assert begin(run, retried=last(run).number).attempt.deaths == 0
+
+
+def test_a_finished_stage_is_progress_without_checkpoints(run: RunFolder) -> None:
+    for _ in range(attempts.DEATHS + 1):
+        begin(run).note(process=(dead_process(), "1"), seconds={"extract": 1.0})
+    assert last(run).deaths == 0
