@@ -60,8 +60,9 @@ def test_what_is_done_stays_done_until_more_is_wanted(run: RunFolder) -> None:
     assert last(run).lacks(other) == ["extract", "cache"]
 
 
-def test_failures_are_left_alone_unless_they_are_retried(run: RunFolder) -> None:
-    begin(run).note(state="failed", error="no such number")
+@pytest.mark.parametrize("state", ["failed", "diverged"])
+def test_failures_are_left_alone_unless_they_are_retried(run: RunFolder, state: str) -> None:
+    begin(run).note(state=state, error="no such number")
     assert claim(run, TRAIN) is None
     begin(run, retried=1).note(state="failed")
     assert claim(run, TRAIN, retried=1) is None  # tried again once, not for ever
@@ -143,3 +144,15 @@ def test_a_finished_stage_is_progress_without_checkpoints(run: RunFolder) -> Non
     for _ in range(attempts.DEATHS + 1):
         begin(run).note(process=(dead_process(), "1"), seconds={"extract": 1.0})
     assert last(run).deaths == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /proc tells zombies")
+def test_a_process_that_nobody_has_waited_for_is_dead(run: RunFolder) -> None:
+    held = begin(run)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        born = Path(f"/proc/{process.pid}/stat").read_text().split()[21]  # proc(5): starttime, 22
+        held.note(process=(process.pid, born))
+        assert is_alive(run, last(run))
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_alive(run, last(run))
