@@ -50,7 +50,7 @@ class RectifiedPower(Dual):
 
 def _power(x: Tensor, n: int) -> Tensor:
     """x^n for x ≥ 0, and 0 for x = 0 also if n = 0: a step is 0 at 0."""
-    return x**n if n else (x > 0).to(x.dtype)
+    return x ** n if n else (x > 0).to(x.dtype)
 
 
 def _both(n: int, c: Tensor, same: float, opposite: float) -> Tensor:
