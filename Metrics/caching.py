@@ -58,6 +58,8 @@ def cache(config: CacheConfig, run: RunFolder) -> list[CacheFile]:
         refuse_their_files(run.fetch(run.cache(e.name, config.suffix)) for e in entries)
     with run.lock("cache"):
         log = stage_logger("cache", run.logs / "run.log")
+        for line in config.without_effect():
+            log.warning(line)
         make = partial(_Computation, config, run, [entry.name for entry in entries])
         metrics = (here := make()).metrics
         caches = [

@@ -5,10 +5,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from Metrics.registry import DEFAULT_METRICS, IF_NAMED, OF_EXPERIMENTS, own_names
+from Metrics.registry import DEFAULT_METRICS, IF_NAMED, METRICS, OF_EXPERIMENTS, own_names
 from Utils.config import Names, PathPart, RunConfig
 from Utils.devices import DeviceName
 from Utils.errors import UserError
+
+_OF_METRICS = {flag for entry in METRICS for flag in entry.flags}
+"""Flags about single metrics."""
 
 
 class CacheConfig(RunConfig):
@@ -75,3 +78,19 @@ class CacheConfig(RunConfig):
     def metric_names(self) -> list[str]:
         """The metrics by their own names, each once; raises ``UserError`` for unknown ones."""
         return own_names(self.metrics, self.expid)
+
+    def without_effect(self) -> list[str]:
+        """What to say of flags that are given and that no metric that is asked for reads."""
+        names, lines = set(self.metric_names()), []
+        for flag, value in self.model_dump(include=_OF_METRICS, exclude_defaults=True).items():
+            readers, advice = [entry.name for entry in METRICS if flag in entry.flags], ""
+            if flag == "examples":  # kernels on the probe batch see none
+                of_kernels = [entry.name for entry in METRICS if "kernel_on" in entry.flags]
+                if self.kernel_on == "train":
+                    readers += of_kernels
+                elif not names.isdisjoint(of_kernels):
+                    advice = " with --kernel-on probe"
+            if names.isdisjoint(readers):
+                given = f"--{flag.replace('_', '-')} {value} has no effect{advice}"
+                lines.append(f"{given}: it is for {', '.join(readers)}")
+        return lines

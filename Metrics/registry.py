@@ -70,6 +70,7 @@ class MetricEntry(Entry):
         needs_laws: whether it is about conservation laws.
         scope: what it reads.
         weights: whether it is about weights, which networks of infinite width do not have.
+        flags: those of cache.py's flags about single metrics that it reads.
     """
 
     title: str = ""
@@ -81,6 +82,7 @@ class MetricEntry(Entry):
     needs_laws: bool = False
     scope: Scope = "run"
     weights: bool = True
+    flags: tuple[str, ...] = ()
 
     def attributes(self, sources: Iterable[str]) -> dict[str, str]:
         """What a cache says of itself.
@@ -104,6 +106,10 @@ class MetricEntry(Entry):
 def _versions() -> str:
     return json.dumps({name: metadata.version(name) for name in ("torch", "numpy", "h5py")})
 
+
+_OF_KERNELS = ("kernel", "kernel_on")
+_COMPARED = (*_OF_KERNELS, "reference")
+_PREDICTED = (*_COMPARED, "examples")
 
 _HAJJAR = "Hajjar, Chizat and Giraud (2021), arXiv 2110.15596"
 _WIDTH = "Yang and Hu (2021), Tensor Programs IV, arXiv 2011.14522"
@@ -187,6 +193,7 @@ METRICS: Registry[MetricEntry] = Registry(
             "single weights of every parameter, a random subset",
             title="Network parameters",
             ylabel=r"$\theta_i$",
+            flags=("subset",),
         ),
         MetricEntry(
             "gradient",
@@ -215,6 +222,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel=r"$\theta_i$",
             kind="gradients",
             needs=("grad",),
+            flags=("subset",),
         ),
         MetricEntry(
             "weights_grads_full",
@@ -224,6 +232,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel=r"$\theta_i$",
             kind="gradients",
             needs=("grad",),
+            flags=("subset",),
         ),
         MetricEntry(
             "sharpness",
@@ -236,6 +245,7 @@ METRICS: Registry[MetricEntry] = Registry(
             units="loss / parameter²",
             kind="stability",
             default=False,
+            flags=("examples", "eigenvalues"),
         ),
         MetricEntry(
             "certificate",
@@ -247,6 +257,7 @@ METRICS: Registry[MetricEntry] = Registry(
             kind="certificate",
             needs_laws=True,
             default=False,
+            flags=("examples",),
         ),
         MetricEntry(
             "ntk",
@@ -260,6 +271,7 @@ METRICS: Registry[MetricEntry] = Registry(
             kind="kernels",
             default=False,
             weights=False,
+            flags=_OF_KERNELS,
         ),
         MetricEntry(
             "spectrum",
@@ -272,6 +284,7 @@ METRICS: Registry[MetricEntry] = Registry(
             kind="spectrum",
             default=False,
             weights=False,
+            flags=_OF_KERNELS,
         ),
         MetricEntry(
             "alignment",
@@ -284,6 +297,7 @@ METRICS: Registry[MetricEntry] = Registry(
             kind="alignment",
             default=False,
             weights=False,
+            flags=_COMPARED,
         ),
         MetricEntry(
             "modes",
@@ -295,6 +309,7 @@ METRICS: Registry[MetricEntry] = Registry(
             kind="modes",
             default=False,
             weights=False,
+            flags=_PREDICTED,
         ),
         MetricEntry(
             "linearized",
@@ -305,6 +320,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="loss, accuracy",
             kind="linearized",
             default=False,
+            flags=_PREDICTED,
         ),
         MetricEntry(
             "lazy",
@@ -315,6 +331,7 @@ METRICS: Registry[MetricEntry] = Registry(
             ylabel="relative change",
             kind="lazy",
             default=False,
+            flags=_COMPARED,
         ),
         MetricEntry(
             "coordinates",

@@ -55,6 +55,8 @@ def open_experiment(config: RunConfig) -> Iterator[tuple[ExperimentFolder, list[
 
 def _nowhere(config: RunConfig) -> str:
     found = sorted(each.name for each in config.experiment_path.parent.glob("[!.]*/"))
+    if not found:
+        return f"{config.experiment_path} has no runs; train one"
     listing = f"see {config.save_dir}" if len(found) > _MANY else ""
     return f"--experiment: {unknown('experiment', config.experiment, found, listing=listing)}"
 

@@ -103,6 +103,8 @@ def cache_experiment(
     """
     members, skipped = read_members(runs)
     log = stage_logger("cache", experiment.logs / "cache.log")
+    for line in config.without_effect():
+        log.warning(line)
     for reason, runs_of_it in _by_reason(skipped).items():
         log.info("%s left out: %s", _named(runs_of_it), reason)
     if not any(member.steps for member in members if not member.is_infinite):
