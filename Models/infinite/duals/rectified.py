@@ -35,18 +35,22 @@ class RectifiedPower(Dual):
         n, a, b = self.degree, self.negative, self.positive
         s = q11.sqrt() * q22.sqrt()
         c = (q12 / s).nan_to_num_(0.0).clamp_(-1, 1)
-        kernel = s**n * _both(n, c, a * a + b * b, 2 * a * b) / (2 * pi)
+        kernel = _power(s, n) * _both(n, c, a * a + b * b, 2 * a * b) / (2 * pi)
         if n == 0:
             return kernel, torch.zeros_like(q12)
         # f' has the sign of the side: opposite sides multiply to −ab.
-        slope = n * n * s ** (n - 1) * _both(n - 1, c, a * a + b * b, -2 * a * b) / (2 * pi)
+        slope = n * n * _power(s, n - 1) * _both(n - 1, c, a * a + b * b, -2 * a * b) / (2 * pi)
         return kernel, slope
 
     def variance(self, q: Tensor) -> Tensor:
         moment = prod(range(2 * self.degree - 1, 0, -2))  # E z^{2n} = (2n − 1)!!
         square = (self.positive**2 + self.negative**2) / 2
-        zero_is_zero = (q > 0).to(q.dtype) if self.degree == 0 else q**self.degree
-        return square * moment * zero_is_zero
+        return square * moment * _power(q, self.degree)
+
+
+def _power(x: Tensor, n: int) -> Tensor:
+    """x^n for x ≥ 0, and 0 for x = 0 also if n = 0: a step is 0 at 0."""
+    return x ** n if n else (x > 0).to(x.dtype)
 
 
 def _both(n: int, c: Tensor, same: float, opposite: float) -> Tensor:

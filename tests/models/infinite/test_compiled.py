@@ -102,6 +102,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         convolution(4),
         nn.ReLU(),
     ),
+    "strided, pooled twice": lambda: pooled(
+        convolution(2, stride=2), nn.ReLU(), nn.AvgPool2d(2), convolution(4), nn.ReLU()
+    ),
     "pooled at once": lambda: pooled(nn.Conv2d(2, 4, 1), nn.Identity()),
 }
 
@@ -228,6 +231,10 @@ def test_other_networks_are_left_to_torch() -> None:
     assert not has_stack(first, nn.GroupNorm(1, 4, affine=False), nn.ReLU())
     assert not has_stack(first, nn.ReLU(), convolution(4, padding_mode="circular"))
     assert not has_stack(first, nn.ReLU(), convolution(4, padding_mode="reflect"))
+    assert not has_stack(convolution(2, padding=2, padding_mode="circular"), nn.ReLU())
+    wraps = convolution(2, padding_mode="circular")
+    assert not has_stack(wraps, nn.ReLU(), nn.CircularPad2d(1), convolution(4, 5, padding=1))
+    assert not has_stack(first, nn.ReLU(), nn.ZeroPad2d((1, -1, 1, -1)), second)
     flat = nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 56, 3))
     assert stack_of(infinite_network(flat, (2, 8, 7)).program) is None
 

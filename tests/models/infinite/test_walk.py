@@ -1,6 +1,7 @@
 """From finite networks to infinite ones: those of the registry, those that have no limit."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from Models import NONLINEARITIES, ModelConfig, build_model
 from Models.infinite import InfiniteNetwork, Parametrization, infinite_network
 from Models.infinite.layers.pointwise import Dropout, Nonlinearity
+from Models.infinite.limit import limit_network
 from Models.parametrization.network import Parametrized
 from tests.models.infinite.references import agrees
 from Utils.config import validate
@@ -134,6 +136,75 @@ def test_small_readouts_have_the_kernel_of_ntk_at_initialisation(param: str) -> 
     assert ntk.nngp is not None
     smaller = {"mup": 8.0, "hybrid:1/3": 2.0}[param]
     torch.testing.assert_close(found.nngp, ntk.nngp / smaller, rtol=1e-14, atol=0)
+
+
+def test_weights_of_nonzero_mean_have_no_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "mean.yaml"
+    ntk = "input: {c: 0}\nhidden: {a: 1/2}\nreadout: {a: 1/2}\n"
+
+    def network(text: str) -> InfiniteNetwork:
+        path.write_text(text)
+        config = config_of(model="fc", depth=3, width=8, abc=str(path))
+        return infinite_network(config, (4,), 3)
+
+    assert network(ntk).program.steps
+    with pytest.raises(UserError, match="no kernel at initialisation"):
+        network(f"{ntk}mean: 1\n")
+
+
+GAINS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, input_shape, num_classes, width):
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, width), nn.RMSNorm(width)
+        self.last = nn.Linear(width, num_classes)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in TRAINED)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+"""
+
+
+def gains(folder: Path, trained: str, **flags: Any) -> ModelConfig:
+    """Of a network of which one parameter is trained."""
+    path = folder / f"{trained.replace('.', '_')}.py"
+    path.write_text(f"{GAINS}\nTRAINED = ({trained!r},)\n")
+    return config_of(model=f"{path}:Net", **flags)
+
+
+def test_frozen_layers_of_a_run_are_no_part_and_gains_have_its_rate(tmp_path: Path) -> None:
+    """Θ = Σ_p s_p J_p J_pᵀ over what is trained; of the n gains and the n weights of each output
+    of a readout of variance 1/n, |J_p|² is 1 and n."""
+    x = torch.randn(3, 4, dtype=torch.float64)
+
+    def part(trained: str) -> Tensor:
+        config = gains(tmp_path, trained, width=8, param="sp-lr1n")
+        rate = Parametrized(config, (4,), 3).scales("sgd", "gradient").of(trained).lr
+        found = infinite_network(config, (4,), 3).kernels(x).ntk
+        assert found is not None
+        return found / rate
+
+    torch.testing.assert_close(part("last.bias"), torch.ones(3, 3).double())
+    torch.testing.assert_close(part("last.weight"), 8 * part("norm.weight"))
+
+
+def test_gains_at_infinity(tmp_path: Path) -> None:
+    """Under NTK they learn, at 1/n not; nor where the readout alone does."""
+    x = torch.randn(3, 4, dtype=torch.float64)
+
+    def part(param: str, readout_only: bool = False) -> Tensor:
+        config = gains(tmp_path, "norm.weight", width="inf", param=param)
+        found = limit_network(config, (4,), 3, readout_only).kernels(x)
+        assert found.ntk is not None
+        assert found.nngp is not None
+        return found.ntk / found.nngp
+
+    torch.testing.assert_close(part("ntk"), torch.ones(3, 3).double())
+    assert not part("sp-lr1n").any()
+    assert not part("ntk", readout_only=True).any()
 
 
 def test_without_a_parametrization_there_is_no_limit() -> None:
