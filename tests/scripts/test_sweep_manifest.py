@@ -135,6 +135,16 @@ def test_a_run_is_not_called_by_what_it_has_none_of() -> None:
     ]
 
 
+def test_functions_are_no_flags_and_none_is_no_number() -> None:
+    runs = manifest(
+        grid(model="fc", width=16, lr="1 / sqrt(width)", clip_norm=["None", 2]), NOWHERE
+    )
+    assert [(run.flags["lr"], run.flags.get("clip_norm")) for run in runs] == [
+        (1 / 4, None),
+        (1 / 4, 2),
+    ]
+
+
 def test_ids_are_frozen() -> None:
     """Folders of old sweeps must be found by later versions."""
     assert ids(model="fc", width=[16], lr="0.1", seed=0) == ["run-d9a3f51a"]
