@@ -141,13 +141,13 @@ def test_muon_orthogonalises_matrices_and_gives_the_rest_to_adamw() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_decay_can_spare_vectors(name: str) -> None:
-    """Matrices move as if all decayed, vectors as if nothing did."""
+    """Matrices and convolutions move as if all decayed, vectors as if nothing did."""
     reads = OPTIMIZERS[name].options
     flags: dict[str, Any] = {key: value for key, value in FLAGS.items() if key in reads}
     moved = {}
     for variant in ({"wd_on": "matrices"}, {}, {"wd": 0.0}):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)).double()
+        model = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(3, 2, 2), nn.LayerNorm(3)).double()
         for parameter in model.parameters():
             nn.init.normal_(parameter)
         values = {"optimizer": name, **flags, **variant}
